@@ -1,0 +1,32 @@
+"""Dataset formats: one file each, which knows files and never Ray."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Final, cast
+
+from pipeline.errors import UnknownName
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from connectors.base import Connector
+
+CONNECTORS: Final[Mapping[str, str]] = {
+    "camvid": "connectors.camvid:CAMVID",
+    "camvid-11": "connectors.camvid:CAMVID_11",
+    "maskdir": "connectors.maskdir:MASKDIR",
+    "voc": "connectors.voc:VOC",
+}
+
+
+def connector(name: str) -> Connector:
+    """Import the connector of the format called name.
+
+    Raises:
+        UnknownName: no such format.
+    """
+    if name not in CONNECTORS:
+        raise UnknownName("format", name, CONNECTORS)
+    module, _, constant = CONNECTORS[name].partition(":")
+    return cast("Connector", getattr(import_module(module), constant))

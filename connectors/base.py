@@ -1,0 +1,82 @@
+"""The Connector protocol: list, read, write, finish.
+
+A connector is a frozen, picklable object without state. `list` streams a dataset's samples in a
+fixed order; `read` is a pure function of one sample and `write` of one record, and the runner calls
+both in parallel, in any order; `finish` runs once, in the driver, and streams over what `write`
+returned.
+
+How the formats fit that are not one file an image:
+
+- COCO: `list` scans the JSON once, in a stream, into a spool sorted by image, and hands each sample
+  its own annotations' text as `payload`; `write` returns that text, `finish` numbers and joins it.
+- NYUDv2: the payload is the row of the .mat; `read` slices that row out of a handle it keeps open.
+  `write` returns the row's arrays, `finish` appends them to the HDF5 file one at a time.
+- ADE20K: parts are instances whose `extra` names level and parent; the image's folder is the payload.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from pipeline.files import Sink, Tree
+    from pipeline.label_space import LabelSpace, Loss
+    from pipeline.record import Record, Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What `write` returns: the index entry of one record, and what the format could not express.
+
+    `entry` is what `finish` needs of this record: text or bytes, spooled to disk meanwhile.
+    """
+
+    image_id: str
+    split: str
+    entry: bytes = b""
+    loss: dict[str, int] = field(default_factory=dict)
+
+
+class Connector(Protocol):
+    """Reads one dataset format into records, and writes records out in it."""
+
+    @property
+    def format(self) -> str:
+        """The name that `--format` takes."""
+
+    @property
+    def native(self) -> str | None:
+        """The label space that the format's own tools expect; None where the format carries any."""
+
+    def label_spaces(self, tree: Tree) -> tuple[LabelSpace, ...]:
+        """Return every label space that `read` will name, be it in a file of the dataset."""
+
+    def list(self, tree: Tree, splits: Collection[str]) -> Iterator[Sample]:
+        """Yield the splits' samples in a fixed order; all splits when none is named.
+
+        A sample whose image or annotation is missing is listed all the same: `read` raises then,
+        so that it is counted.
+
+        Raises:
+            LayoutError: a directory or list file that the format promises is missing.
+        """
+
+    def read(self, tree: Tree, sample: Sample) -> Record:
+        """Read one sample.
+
+        Raises:
+            InputError: a file of the sample is missing or bad.
+        """
+
+    def write(self, sink: Sink, record: Record, space: LabelSpace) -> Written:
+        """Write the files of one record, whose ids are already those of `space`.
+
+        Raises:
+            InputError: the record cannot be written (its image is gone, say).
+        """
+
+    def finish(self, sink: Sink, written: Iterator[Written], space: LabelSpace) -> Loss | None:
+        """Write what is global: split lists, class tables, one JSON; `written` is in order."""

@@ -1,0 +1,22 @@
+"""The commands: one file each, which parses, plans, runs and summarises; thin."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+VERBS: Final[Mapping[str, str]] = {
+    "ingest": "Read a dataset into a label store.",
+    "export": "Write a label store out as a dataset.",
+    "convert": "Turn one dataset format into another, streaming.",
+    "label": "Label images in bulk with a model.",
+    "train": "Train a model on a label store.",
+    "evaluate": "Score labels against truth: mIoU and a report.",
+    "store": "Look after a label store: info, stats, history, restore, ...",
+    "gallery": "Write a page to look at labels.",
+    "demo": "Run the whole tour on generated street scenes.",
+    "doctor": "Say what this machine has and what is missing.",
+}
+"""Each verb and its line in --help; verb V is the typer app `APP` in jobs/V.py, imported on use."""

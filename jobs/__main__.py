@@ -1,0 +1,60 @@
+"""The command line: `segmill VERB ...` is `python -m jobs VERB ...`.
+
+Nothing heavy is imported here, and only the verb that is called is imported at all, so that
+`segmill --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from jobs import VERBS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_USAGE = """\
+Usage: segmill VERB [OPTIONS] ...
+
+  Distributed dataset processing and batch labelling for image segmentation.
+
+Verbs:
+{verbs}
+
+`segmill VERB --help` explains a verb. Every verb takes --json (one summary line for machines) and
+--debug (tracebacks). Exit codes: 0 done, 1 failed, 2 usage, 3 more failures than --max-errors,
+4 a gate said no.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the verb that the arguments name."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    verb = args[0] if args else "--help"
+    if verb in {"--help", "-h", "help"}:
+        print(_USAGE.format(verbs="\n".join(f"  {v:10} {text}" for v, text in VERBS.items())))
+        return
+    if verb == "--version":
+        print(_version())
+        return
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "`segmill --help` lists the verbs"
+        print(f"segmill: no verb is called {verb!r}; {hint}", file=sys.stderr)
+        raise SystemExit(2)
+    import_module(f"jobs.{verb}").APP(args[1:], prog_name=f"segmill {verb}")
+
+
+def _version() -> str:
+    try:
+        return version("segmill")
+    except PackageNotFoundError:
+        return "0+unknown (not installed)"
+
+
+if __name__ == "__main__":
+    main()

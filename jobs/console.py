@@ -1,0 +1,220 @@
+"""What every verb shares: the summary, the exit codes, progress, and the options with one meaning.
+
+    with command("ingest", as_json=json, debug=debug, max_errors=max_errors) as summary:
+        summary.inputs += 1
+
+Results go to stdout, progress and errors to stderr. The summary's sum (inputs = done + skipped +
+failed) is asserted when the block ends.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import traceback
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.errors import SegmillError, SumMismatch, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+EXIT_FAILED, EXIT_USAGE, EXIT_ERRORS, EXIT_GATE = 1, 2, 3, 4
+
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON summary as the last line of stdout.")
+]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+MaxErrorsOption = Annotated[
+    str,
+    typer.Option(
+        metavar="N|P%",
+        help="Bad inputs to tolerate, a count or a share of all; past it the exit code is 3.",
+    ),
+]
+RunnerOption = Annotated[
+    str,
+    typer.Option(
+        help="auto, local (this process) or ray; auto takes Ray for a cluster, a GPU or much work."
+    ),
+]
+AddressOption = Annotated[
+    str | None, typer.Option(help="A Ray cluster's address; without it Ray starts on this machine.")
+]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=1, help="Worker threads or actors; default: one a CPU core.")
+]
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a verb did: the sum of its inputs, where its results lie, and its own figures."""
+
+    verb: str
+    inputs: int = 0
+    done: int = 0
+    skipped: int = 0
+    failed: int = 0
+    version: int | None = None
+    paths: dict[str, str] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
+    gate: str | None = None
+    """Why a gate said no; the exit code is then 4."""
+
+    def check_sum(self) -> None:
+        """Raise SumMismatch unless inputs = done + skipped + failed."""
+        if self.inputs != self.done + self.skipped + self.failed:
+            raise SumMismatch(
+                f"{self.verb}: {self.inputs} inputs, but {self.done} done + {self.skipped} skipped "
+                f"+ {self.failed} failed; please report this"
+            )
+
+    def to_json(self, seconds: float) -> str:
+        """Return the one-line JSON summary."""
+        return json.dumps(
+            {
+                "verb": self.verb,
+                "inputs": self.inputs,
+                "done": self.done,
+                "skipped": self.skipped,
+                "failed": self.failed,
+                "seconds": round(seconds, 3),
+                "version": self.version,
+                "paths": self.paths,
+                **self.figures,
+                **({"gate": self.gate} if self.gate else {}),
+            },
+            default=str,
+        )
+
+
+def tolerated(max_errors: str, inputs: int) -> int:
+    """Return how many failures `--max-errors` allows among the inputs.
+
+    >>> tolerated("5", 1000), tolerated("1%", 1000)
+    (5, 10)
+    """
+    try:
+        if max_errors.endswith("%"):
+            share = float(max_errors[:-1])
+            if not 0 <= share <= 100:
+                raise ValueError
+            return int(inputs * share / 100)
+        count = int(max_errors)
+        if count < 0:
+            raise ValueError
+    except ValueError:
+        raise UsageError(
+            f"--max-errors takes a count or a share like 1%, not {max_errors!r}"
+        ) from None
+    return count
+
+
+@contextmanager
+def command(
+    verb: str, *, as_json: bool = False, debug: bool = False, max_errors: str = "0"
+) -> Iterator[Summary]:
+    """Run a verb's body; then print its summary and exit with the design's codes."""
+    summary, start = Summary(verb), time.perf_counter()
+    try:
+        tolerated(max_errors, 0)
+        yield summary
+        summary.check_sum()
+    except (SegmillError, OSError, KeyboardInterrupt) as error:
+        if debug:
+            traceback.print_exc()
+        raise SystemExit(_explain(verb, error)) from None
+    seconds = time.perf_counter() - start
+    if as_json:
+        print(summary.to_json(seconds), flush=True)
+    else:
+        _print(summary, seconds)
+    if summary.gate:
+        print(f"segmill {verb}: gate: {summary.gate}", file=sys.stderr)
+        raise SystemExit(EXIT_GATE)
+    allowed = tolerated(max_errors, summary.inputs)
+    if summary.failed > allowed:
+        print(
+            f"segmill {verb}: {summary.failed} inputs failed, --max-errors allows {allowed}",
+            file=sys.stderr,
+        )
+        raise SystemExit(EXIT_ERRORS)
+
+
+def _explain(verb: str, error: BaseException) -> int:
+    """Print one line about the error and return the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        print(f"segmill {verb}: stopped; run the same command again to go on", file=sys.stderr)
+        return 130
+    text = " ".join(str(error).split()) or type(error).__name__
+    print(f"segmill {verb}: {text}", file=sys.stderr)
+    return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
+
+
+def _print(summary: Summary, seconds: float) -> None:
+    """Print the summary for people."""
+    if summary.inputs:
+        print(
+            f"{summary.verb}: {summary.inputs} inputs = {summary.done} done + {summary.skipped} "
+            f"skipped + {summary.failed} failed, {seconds:.1f} s"
+        )
+    for name, path in summary.paths.items():
+        print(f"  {name}: {path}")
+
+
+def note(text: str) -> None:
+    """Tell the user something on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """A bar on a terminal, a plain line every few seconds otherwise; both on stderr."""
+
+    def __init__(self, what: str, total: int | None = None, *, every: float = 5.0) -> None:
+        self._what, self._total, self._every = what, total, every
+        self._done, self._start, self._last = 0, time.monotonic(), time.monotonic()
+        self._bar: Any = None
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                TextColumn,
+                TimeRemainingColumn,
+            )
+            from rich.progress import Progress as Bar
+
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+            )
+            self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task(self._what, total=self._total, rate="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, count: int = 1, *, total: int | None = None) -> None:
+        """Count `count` more inputs as finished; `total` corrects the number expected."""
+        self._done += count
+        self._total = total if total is not None else self._total
+        now = time.monotonic()
+        rate = f"{self._done / max(now - self._start, 1e-9):.1f}/s"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done, total=self._total, rate=rate)
+        elif now - self._last >= self._every:
+            self._last = now
+            note(f"{self._what}: {self._done}{f' of {self._total}' if self._total else ''}, {rate}")

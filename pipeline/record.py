@@ -1,0 +1,280 @@
+"""The record: one image and everything known about its labels, one row of the store.
+
+The one place that names a column. `SCHEMA` is the Arrow schema of every fragment; `Record` is a row
+in Python; `to_table` and `from_batch` go from one to the other.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields
+from datetime import datetime  # noqa: TC003 - dataclass fields are resolved at run time
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+SCHEMA_VERSION: Final = 1
+"""Raised by one when an older segmill could no longer read a store rightly."""
+
+Split = Literal["train", "val", "test", "unlabelled"]
+SPLITS: Final = ("train", "val", "test", "unlabelled")
+Kind = Literal["truth", "model", "pseudo"]
+
+_FILE = pa.struct([("path", pa.string()), ("bytes", pa.binary())])
+_CLASSES = pa.list_(
+    pa.struct([("id", pa.int32()), ("pixels", pa.int64()), ("confidence", pa.float32())])
+)
+_INSTANCES = pa.list_(
+    pa.struct(
+        [
+            ("id", pa.int64()),
+            ("category", pa.int32()),
+            ("bbox", pa.list_(pa.float64())),
+            ("area", pa.float64()),
+            ("iscrowd", pa.bool_()),
+            ("rle", pa.string()),
+            ("score", pa.float32()),
+            ("extra", pa.string()),
+        ]
+    )
+)
+_DEPTH = pa.struct(
+    [("path", pa.string()), ("bytes", pa.binary()), ("metres_per_unit", pa.float64())]
+)
+_PROVENANCE = pa.struct(
+    [
+        ("kind", pa.string()),
+        ("model", pa.string()),
+        ("model_digest", pa.string()),
+        ("run", pa.string()),
+        ("at", pa.timestamp("us", tz="UTC")),
+    ]
+)
+_COLUMNS: Final = (
+    ("image_id", pa.string()),
+    ("dataset", pa.string()),
+    ("split", pa.string()),
+    ("image", _FILE),
+    ("fingerprint", pa.string()),
+    ("height", pa.int32()),
+    ("width", pa.int32()),
+    ("label_space", pa.string()),
+    ("mask", _FILE),
+    ("confidence", _FILE),
+    ("classes", _CLASSES),
+    ("instances", _INSTANCES),
+    ("image_labels", pa.list_(pa.int32())),
+    ("depth", _DEPTH),
+    ("provenance", _PROVENANCE),
+    ("extra", pa.string()),
+)
+
+
+def _features() -> dict[str, Any]:
+    """Describe the columns to Hugging Face's `datasets`, which then shows images as images."""
+    value = {"_type": "Value"}
+    text, i32, i64 = (
+        value | {"dtype": "string"},
+        value | {"dtype": "int32"},
+        value | {"dtype": "int64"},
+    )
+    f32, f64, flag = (
+        value | {"dtype": "float32"},
+        value | {"dtype": "float64"},
+        value | {"dtype": "bool"},
+    )
+    image = {"_type": "Image"}
+    return {
+        "image_id": text, "dataset": text, "split": text,
+        "image": image, "fingerprint": text, "height": i32, "width": i32, "label_space": text,
+        "mask": image, "confidence": image,
+        "classes": {"_type": "List", "feature": {"id": i32, "pixels": i64, "confidence": f32}},
+        "instances": {
+            "_type": "List",
+            "feature": {
+                "id": i64, "category": i32, "bbox": {"_type": "List", "feature": f64}, "area": f64,
+                "iscrowd": flag, "rle": text, "score": f32, "extra": text,
+            },
+        },
+        "image_labels": {"_type": "List", "feature": i32},
+        "depth": {"path": text, "bytes": value | {"dtype": "binary"}, "metres_per_unit": f64},
+        "provenance": {
+            "kind": text, "model": text, "model_digest": text, "run": text,
+            "at": value | {"dtype": "timestamp[us, tz=UTC]"},
+        },
+        "extra": text,
+    }  # fmt: skip
+
+
+SCHEMA: Final = pa.schema(
+    [pa.field(name, kind) for name, kind in _COLUMNS],
+    metadata={b"huggingface": json.dumps({"info": {"features": _features()}}).encode()},
+)
+COLUMNS: Final = tuple(SCHEMA.names)
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file by its path or URL, and its bytes where they are held."""
+
+    path: str | None = None
+    bytes: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClassPixels:
+    """How many pixels of a mask hold one class; mean confidence in 0..1, None for truth."""
+
+    id: int
+    pixels: int
+    confidence: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One object: box (x, y, w, h) in pixels, compressed COCO run lengths of the image's size.
+
+    `extra` is JSON text with what the source format says beyond this.
+    """
+
+    id: int
+    category: int
+    bbox: tuple[float, float, float, float] | None
+    area: float | None
+    iscrowd: bool = False
+    rle: str | None = None
+    score: float | None = None
+    extra: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """A depth map: file cell and metres for each unit of its values."""
+
+    path: str | None = None
+    bytes: bytes | None = None
+    metres_per_unit: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What made a label.
+
+    `model` and `model_digest` are the identity of the labeller: for `kind="truth"` the connector's
+    format and a digest of the annotation files, so that a changed annotation is read again.
+    """
+
+    kind: Kind = "truth"
+    model: str | None = None
+    model_digest: str | None = None
+    run: str | None = None
+    at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One image and everything known about its labels; the columns of `SCHEMA` in Python.
+
+    `mask` and `confidence` hold mask cells (`pipeline.masks`). None means that the source has no
+    such label; an empty tuple of instances means that it has none in this image.
+    """
+
+    image_id: str
+    dataset: str
+    split: str
+    image: File
+    fingerprint: str
+    height: int
+    width: int
+    label_space: str
+    mask: File | None = None
+    confidence: File | None = None
+    classes: tuple[ClassPixels, ...] | None = None
+    instances: tuple[Instance, ...] | None = None
+    image_labels: tuple[int, ...] | None = None
+    depth: Depth | None = None
+    provenance: Provenance = field(default_factory=Provenance)
+    extra: str | None = None
+
+    def extras(self) -> dict[str, Any]:
+        """Return what the source format holds beyond the columns; empty when it holds nothing."""
+        return dict(json.loads(self.extra)) if self.extra else {}
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One listed input, not yet read: an image and where its annotation lies.
+
+    `digest` is the identity of what will label it: the model digest, or a digest of the annotation
+    files. A store holds the sample's label when it holds (path, fingerprint, digest). `payload` is
+    the lister's own note to the reader: small and picklable.
+    """
+
+    image_id: str
+    path: str
+    fingerprint: str
+    digest: str = ""
+    dataset: str = ""
+    split: str = "unlabelled"
+    payload: Any = None
+
+
+_NAMES: Final = {
+    kind: tuple(f.name for f in fields(kind))
+    for kind in (Record, File, ClassPixels, Instance, Depth, Provenance)
+}
+
+
+def _plain(value: Any) -> Any:
+    """Turn the dataclasses in a column's value into the dicts and lists that Arrow takes."""
+    if type(value) is tuple:
+        return [_plain(v) for v in value]
+    names = _NAMES.get(type(value))
+    if names is None:
+        return value
+    return {name: _plain(getattr(value, name)) for name in names}
+
+
+def to_table(records: Iterable[Record]) -> pa.Table:
+    """Return the records as a table of `SCHEMA`, in their order."""
+    rows = list(records)
+    columns = [
+        pa.array([_plain(getattr(row, name)) for row in rows], type=kind) for name, kind in _COLUMNS
+    ]
+    return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def _file(value: dict[str, Any] | None) -> File | None:
+    return None if value is None else File(**value)
+
+
+def _from_row(row: dict[str, Any]) -> Record:
+    """Build a record from a full row in Arrow's Python form."""
+    classes, instances, labels = row["classes"], row["instances"], row["image_labels"]
+    return Record(
+        **{k: row[k] for k in ("image_id", "dataset", "split", "fingerprint", "height", "width")},
+        label_space=row["label_space"],
+        extra=row["extra"],
+        image=_file(row["image"]) or File(),
+        mask=_file(row["mask"]),
+        confidence=_file(row["confidence"]),
+        classes=None if classes is None else tuple(ClassPixels(**c) for c in classes),
+        instances=None if instances is None else tuple(_instance(i) for i in instances),
+        image_labels=None if labels is None else tuple(labels),
+        depth=None if row["depth"] is None else Depth(**row["depth"]),
+        provenance=Provenance(**(row["provenance"] or {})),
+    )
+
+
+def _instance(value: dict[str, Any]) -> Instance:
+    box = value["bbox"]
+    return Instance(**(value | {"bbox": None if box is None else tuple(box)}))
+
+
+def from_batch(batch: pa.RecordBatch | pa.Table) -> Iterator[Record]:
+    """Yield the rows of a batch that holds every column of `SCHEMA`."""
+    for row in batch.to_pylist():
+        yield _from_row(row)

@@ -1,0 +1,36 @@
+"""Fixtures that every test may use: real data, when it is there, and one Ray session."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Return the folder of real sample data; skip where it is absent."""
+    root = (
+        Path(os.environ.get("SEGMILL_TEST_DATA", ""))
+        if os.environ.get("SEGMILL_TEST_DATA")
+        else Path(__file__).resolve().parents[2] / "shared" / "data"
+    )
+    if not root.is_dir():
+        pytest.skip(
+            "no real data: set SEGMILL_TEST_DATA to a folder holding camvid/, voc2012/, ..."
+        )
+    return root
+
+
+@pytest.fixture(scope="session")
+def ray_session():
+    """Start the suite's one Ray session: 2 CPUs, 2 fake GPUs, loopback only."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    import ray
+
+    ray.init(
+        num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+    )
+    yield ray
+    ray.shutdown()
