@@ -11,7 +11,7 @@ How the formats fit that are not one file an image:
   its own annotations' text as `payload`; `write` returns that text, `finish` numbers and joins it.
 - NYUDv2: the payload is the row of the .mat; `read` slices that row out of a handle it keeps open.
   `write` returns the row's arrays, `finish` appends them to the HDF5 file one at a time.
-- ADE20K: parts are instances whose `extra` names level and parent; the image's folder is the payload.
+- ADE20K: parts are instances whose `extra` names level and parent; the payload is the folder.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-    from pipeline.files import Sink, Tree
-    from pipeline.label_space import LabelSpace, Loss
+    from pipeline.files import Tree
+    from pipeline.label_space import LabelSpace
+    from pipeline.loss import Loss
     from pipeline.record import Record, Sample
+    from pipeline.sinks import Sink
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,8 @@ from pipeline.errors import SegmillError, SumMismatch, UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pipeline.run import RunReport
+
 EXIT_FAILED, EXIT_USAGE, EXIT_ERRORS, EXIT_GATE = 1, 2, 3, 4
 
 JsonOption = Annotated[
@@ -73,6 +75,14 @@ class Summary:
                 f"{self.verb}: {self.inputs} inputs, but {self.done} done + {self.skipped} skipped "
                 f"+ {self.failed} failed; please report this"
             )
+
+    def book(self, report: RunReport) -> None:
+        """Take over the sum and the figures of a run."""
+        self.inputs, self.done = report.inputs, report.done
+        self.skipped, self.failed = report.skipped, report.failed
+        self.version = report.version
+        self.figures |= {"run": report.run, "resumed": report.resumed, "adopted": report.adopted}
+        self.figures["stages"] = {k: round(v, 3) for k, v in report.seconds.items()}
 
     def to_json(self, seconds: float) -> str:
         """Return the one-line JSON summary."""
@@ -125,7 +135,7 @@ def command(
         tolerated(max_errors, 0)
         yield summary
         summary.check_sum()
-    except (SegmillError, OSError, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt) as error:
         if debug:
             traceback.print_exc()
         raise SystemExit(_explain(verb, error)) from None
@@ -152,6 +162,8 @@ def _explain(verb: str, error: BaseException) -> int:
         print(f"segmill {verb}: stopped; run the same command again to go on", file=sys.stderr)
         return 130
     text = " ".join(str(error).split()) or type(error).__name__
+    if not isinstance(error, (SegmillError, OSError)):
+        text = f"unexpected {type(error).__name__}: {text}; --debug shows where, please report it"
     print(f"segmill {verb}: {text}", file=sys.stderr)
     return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
 
@@ -209,7 +221,11 @@ class Progress:
 
     def advance(self, count: int = 1, *, total: int | None = None) -> None:
         """Count `count` more inputs as finished; `total` corrects the number expected."""
-        self._done += count
+        self.reach(self._done + count, total)
+
+    def reach(self, done: int, total: int | None = None) -> None:
+        """Say that `done` inputs are finished; `total` corrects the number expected."""
+        self._done = done
         self._total = total if total is not None else self._total
         now = time.monotonic()
         rate = f"{self._done / max(now - self._start, 1e-9):.1f}/s"

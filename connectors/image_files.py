@@ -1,0 +1,95 @@
+"""A record's image put into a dataset: its own bytes where the format takes them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from pipeline.errors import CorruptImage, MissingFile
+from pipeline.files import read_url
+from pipeline.images import decode, header
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pipeline.files import Sink
+    from pipeline.record import Record
+
+JPEG_QUALITY: Final = 95
+
+SUFFIXES: Final[Mapping[str, str]] = {
+    "png": ".png",
+    "jpeg": ".jpg",
+    "mpo": ".jpg",
+    "bmp": ".bmp",
+    "tiff": ".tif",
+    "webp": ".webp",
+    "jpeg2000": ".jp2",
+    "gif": ".gif",
+    "ppm": ".ppm",
+    "avif": ".avif",
+}
+"""The suffix of each format that `pipeline.images.header` names."""
+
+
+def put_image(
+    sink: Sink, stem: str, record: Record, formats: Sequence[str]
+) -> tuple[str, dict[str, int]]:
+    """Write a record's image under `stem` and a suffix; return its name and what that cost.
+
+    The bytes stay as they are if they are of one of the formats, which the bytes and not the name
+    decide. Otherwise the pixels are written as PNG where that is among the formats (counted as
+    "images_to_png"; no pixel changes), as JPEG of quality 95 where it is not ("images_reencoded").
+
+    Raises:
+        InputError: the image is gone or damaged.
+    """
+    path = record.image.path or record.image_id
+    data = record.image.bytes
+    if data is None:
+        data = _fetch(record)
+    head = header(data, path)
+    # Labels made on the upright image would not fit the stored pixel grid; other readers of the
+    # format do not all turn it.
+    upright = record.extras().get("orientation", 1) != 1 if record.extra else False
+    if head.format in formats and not upright:
+        name = stem + SUFFIXES[head.format]
+        sink.write(name, data)
+        return name, {}
+    lossless = "png" in formats
+    name = stem + (".png" if lossless else ".jpg")
+    sink.write(name, _encode(data, path, lossless=lossless, upright=upright))
+    return name, {"images_to_png" if lossless else "images_reencoded": 1}
+
+
+def _fetch(record: Record) -> bytes:
+    if record.image.path is None:
+        raise MissingFile(
+            record.image_id,
+            "the record holds neither its image nor where it lies",
+            "ingest the dataset again, with --embed-images if the images will move",
+        )
+    return read_url(record.image.path)
+
+
+def _encode(data: bytes, path: str, *, lossless: bool, upright: bool) -> bytes:
+    import cv2
+
+    pixels = cv2.cvtColor(decode(data, path, orient=upright), cv2.COLOR_RGB2BGR)
+    if lossless:
+        done, encoded = cv2.imencode(".png", pixels)
+    else:
+        done, encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    if not done:
+        raise CorruptImage(path, "OpenCV cannot write its pixels", "leave it out")
+    return bytes(encoded)
+
+
+def not_expressed(record: Record, *columns: str) -> dict[str, int]:
+    """Count what a record holds in columns that a format has no place for."""
+    lost = {}
+    for column in columns:
+        value = getattr(record, column)
+        count = len(value) if isinstance(value, tuple) else int(value is not None)
+        if count:
+            lost[column] = count
+    return lost

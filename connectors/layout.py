@@ -1,0 +1,102 @@
+"""Where a dataset's files lie: its root a level more or less up, its folders, its split lists."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import TYPE_CHECKING, Final
+
+from pipeline.errors import InputError, LayoutError
+from pipeline.files import LocalTree
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+
+    from pipeline.files import Entry, Tree
+
+MISSING: Final = "missing"
+"""The fingerprint of a file that is not there; `read` says so when its turn comes."""
+
+_LEVELS: Final = 2
+_FILE_NAME: Final = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}$")  # "v1.0" may be a directory
+
+
+def find_root(tree: Tree, expected: str, fits: Callable[[Collection[str]], bool]) -> str:
+    """Return the prefix, "" or "a/b/", of the one directory whose names fit, two levels down at most.
+
+    Raises:
+        LayoutError: none fits, or more than one on the same level.
+    """
+    level = [""]
+    for depth in range(_LEVELS + 1):
+        listed = [(prefix, tree.names(prefix.rstrip("/"))) for prefix in level]
+        found = [prefix for prefix, names in listed if fits(names)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            several = ", ".join(found)
+            raise LayoutError(f"{tree.url}: holds several datasets ({several}); name one of them")
+        if depth < _LEVELS:
+            level = [
+                f"{prefix}{name}/"
+                for prefix, names in listed
+                for name in names
+                if not _FILE_NAME.search(name) and tree.isdir(prefix + name)
+            ]
+    raise LayoutError(f"{tree.url}: expected {expected}, here or up to {_LEVELS} folders down")
+
+
+def digest(format: str, version: int, *parts: str) -> str:
+    """Return the identity of a sample's labels: 16 hex digits of all that they come from."""
+    text = "\0".join((format, str(version), *parts))
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+class Fingerprints:
+    """The fingerprints of one folder's files, cheapest when asked for in ascending order.
+
+    A local directory is asked file by file, so that only what is needed is inspected. Elsewhere
+    the folder is listed once, in step with the questions, as each one would be a request.
+    """
+
+    def __init__(self, tree: Tree, folder: str) -> None:
+        self._tree, self._last = tree, ""
+        self._walk: Iterator[Entry] | None = None
+        if not isinstance(tree, LocalTree):
+            self._walk = tree.walk(folder) if tree.isdir(folder) else iter(())
+        self._ahead: Entry | None = None
+
+    def of(self, name: str) -> str:
+        """Return a file's fingerprint, `MISSING` when it is not there or its name is unsafe."""
+        return self.find(name) or MISSING
+
+    def find(self, name: str) -> str | None:
+        """Return a file's fingerprint, None when it is not there."""
+        if self._walk is None or name < self._last:
+            try:
+                return self._tree.entry(name).fingerprint
+            except InputError:
+                return None
+        self._last = name
+        while self._ahead is None or self._ahead.name < name:
+            self._ahead = next(self._walk, None)
+            if self._ahead is None:
+                self._walk = iter(())
+                return None
+        return (self._ahead.fingerprint or None) if self._ahead.name == name else None
+
+
+def read_list(tree: Tree, name: str) -> list[str]:
+    """Return the lines of a list file that hold something, once each, in order."""
+    lines = (line.strip() for line in tree.read_text(name).split("\n"))
+    return list(dict.fromkeys(line for line in lines if line))
+
+
+def is_sorted(lines: list[str]) -> bool:
+    """Tell whether a list is in the order in which it would be written anyway."""
+    return all(map(str.__le__, lines, lines[1:]))
+
+
+def position(line_number: int, in_order: bool) -> int | None:
+    """Return what a record has to remember of its place in a list: nothing in a sorted one."""
+    return None if in_order else line_number

@@ -1,0 +1,147 @@
+"""Writing a dataset: chunks of records to files, then the index, in the order of the listing.
+
+A worker writes a chunk's files and returns its index entries; they are spooled to disk by chunk, so
+that nothing grows in memory with the dataset, and `finish` reads them back in order: the same files
+result whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from connectors import connector
+from connectors.base import Written
+from pipeline.errors import InputError
+from pipeline.failures import Failure
+from pipeline.files import open_sink
+from pipeline.loss import Loss
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from connectors.base import Connector
+    from pipeline.record import Record, Sample
+    from pipeline.relabel import Relabeller
+    from pipeline.runner import Runner
+    from pipeline.sinks import Sink
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk(Generic[T]):
+    """A piece of the listing by its place in it."""
+
+    number: int
+    items: T
+
+
+@dataclass(slots=True)
+class Exported:
+    """What writing a chunk, or a whole dataset, came to."""
+
+    done: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    loss: Loss = field(default_factory=Loss)
+    written: list[Written] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class WriterFactory(Generic[T]):
+    """Makes the worker that turns a chunk into files; `read` gives its records. Picklable."""
+
+    format: str
+    target: str
+    relabel: Relabeller
+    make_read: Callable[[], Callable[[T], Iterable[tuple[Sample, Record | InputError]]]]
+
+    def __call__(self) -> Callable[[Chunk[T]], Exported]:
+        """Make the worker, in the process that will use it."""
+        sink, read = open_sink(self.target), self.make_read()
+        return _ChunkWriter(connector(self.format), sink, self.relabel, read)
+
+
+@dataclass(frozen=True, slots=True)
+class _ChunkWriter(Generic[T]):
+    connector: Connector
+    sink: Sink
+    relabel: Relabeller
+    read: Callable[[T], Iterable[tuple[Sample, Record | InputError]]]
+
+    def __call__(self, chunk: Chunk[T]) -> Exported:
+        result = Exported()
+        for sample, record in self.read(chunk.items):
+            if isinstance(record, InputError):
+                result.failures.append(Failure.of(sample, "read", record))
+                continue
+            try:
+                moved, loss = self.relabel(record)
+                written = self.connector.write(self.sink, moved, self.relabel.target)
+            except InputError as error:
+                result.failures.append(Failure.of(sample, "write", error))
+                continue
+            for name, count in written.loss.items():
+                loss.attributes[name] = loss.attributes.get(name, 0) + count
+            result.loss += loss
+            result.written.append(written)
+            result.done += 1
+        return result
+
+
+def write_dataset(
+    factory: WriterFactory[T],
+    chunks: Iterable[T],
+    runner: Runner,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> Exported:
+    """Write all chunks and then what is global; return the sum without the entries.
+
+    Raises:
+        Exception: what a worker raised that is no bad input.
+    """
+    total = Exported()
+    numbered = (Chunk(number, items) for number, items in enumerate(chunks))
+    with _spool() as (put, entries):
+        for outcome in runner.map(factory, numbered):
+            result = outcome.result
+            if result is None:
+                raise outcome.error or RuntimeError("a chunk ended without a result")
+            put(outcome.chunk.number, result.written)
+            total.done += result.done
+            total.failures += result.failures
+            total.loss += result.loss
+            on_progress(total.done + len(total.failures))
+        last = connector(factory.format).finish(
+            open_sink(factory.target), entries(), factory.relabel.target
+        )
+        if last is not None:
+            total.loss += last
+    return total
+
+
+@contextmanager
+def _spool() -> Iterator[tuple[Callable[[int, list[Written]], None], Callable[[], Any]]]:
+    """Keep index entries on disk, by chunk; they come back in the chunks' order."""
+    places: dict[int, int] = {}
+    with tempfile.TemporaryFile(prefix="segmill-index-") as file:
+
+        def put(number: int, written: list[Written]) -> None:
+            file.seek(0, 2)
+            places[number] = file.tell()
+            for w in written:
+                head = json.dumps([w.image_id, w.split, len(w.entry)]).encode()
+                file.write(head + b"\n" + w.entry)
+            file.write(b"\n")
+
+        def entries() -> Iterator[Written]:
+            for number in sorted(places):
+                file.seek(places[number])
+                while head := file.readline().strip():
+                    image_id, split, size = json.loads(head)
+                    yield Written(image_id, split, file.read(size))
+
+        yield put, entries

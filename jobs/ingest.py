@@ -1,0 +1,84 @@
+"""Read a dataset into a label store.
+
+    segmill ingest VOCdevkit stores/voc --format voc --split train --split val
+
+100,000 masks of 500x375: about two minutes on two cores.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jobs.console import (
+    AddressOption,
+    DebugOption,
+    JsonOption,
+    MaxErrorsOption,
+    Progress,
+    RunnerOption,
+    WorkersOption,
+    command,
+    note,
+)
+
+if TYPE_CHECKING:
+    from pipeline.runner import Runner
+
+APP = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+SECONDS_AN_IMAGE = 0.002
+SHARD_SAMPLES = 512
+
+
+@APP.command()
+def ingest(
+    src: Annotated[str, typer.Argument(help="The dataset's root, a .zip or .tar of it, or a URL.")],
+    store: Annotated[str, typer.Argument(help="The label store to write to; made when absent.")],
+    format_: Annotated[str, typer.Option("--format", help="The dataset's format: voc, camvid...")],
+    split: Annotated[list[str] | None, typer.Option(help="Splits to read; default: all.")] = None,
+    embed_images: Annotated[
+        bool, typer.Option("--embed-images", help="Keep the images' bytes in the store, too.")
+    ] = False,
+    max_errors: MaxErrorsOption = "0",
+    runner: RunnerOption = "auto",
+    address: AddressOption = None,
+    workers: WorkersOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Read a dataset into a label store; what the store holds already is left alone."""
+    with command("ingest", as_json=as_json, debug=debug, max_errors=max_errors) as summary:
+        from connectors import connector
+        from connectors.reading import ReaderFactory
+        from pipeline.files import open_tree
+        from pipeline.run import Run, execute
+        from pipeline.runner import Resources, choose
+        from pipeline.store import Store
+
+        reader, tree = connector(format_), open_tree(src)
+        target = Store.create(store, reader.label_spaces(tree))
+        splits = tuple(split or ())
+        identity = [format_, tree.url, *sorted(splits), f"embed={embed_images}"]
+        run = Run.begin(target, "ingest", kind="truth", identity=identity)
+
+        def pick(count: int) -> Runner:
+            work = count * SECONDS_AN_IMAGE
+            return choose(
+                runner, seconds=work, resources=Resources(), address=address, workers=workers
+            )
+
+        with Progress("ingest") as progress:
+            report = execute(
+                target,
+                reader.list(tree, splits),
+                ReaderFactory(format_, tree.url, embed_images),
+                run=run,
+                choose_runner=pick,
+                shard_rows=SHARD_SAMPLES,
+                on_progress=lambda done, total: progress.reach(done, total),
+            )
+        summary.book(report)
+        summary.paths["store"] = target.url
+        if report.failed:
+            note(f"{report.failed} inputs failed; `segmill store errors {store}` lists them")

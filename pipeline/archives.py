@@ -1,0 +1,394 @@
+"""Zip and tar archives as trees: an index of members, each read by its offset, no link followed.
+
+A member is one positioned read, so threads share an archive without a lock. The index takes some
+150 bytes a member; it is kept once for each process and never pickled with the tree.
+"""
+
+from __future__ import annotations
+
+import bz2
+import io
+import lzma
+import os
+import stat
+import tarfile
+import threading
+import zipfile
+import zlib
+from bisect import bisect_left
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
+
+import numpy as np
+
+from pipeline.errors import InputError, LayoutError, MissingFile, UnsafePath
+from pipeline.files import (
+    HEAD,
+    LOG,
+    TAIL,
+    Entry,
+    Tree,
+    archive_kind,
+    is_junk,
+    local_path,
+    safe_name,
+    unreadable,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+_STORED, _DEFLATED, _BZIP2, _LZMA = 0, 8, 12, 14
+_ENCRYPTED: Final = -1
+_LOCAL_HEADER: Final = 30
+_NAME_ROOM: Final = 1024
+"""Bytes read beside a member for its local name and extra field, to save a second read."""
+_MOST_OPEN: Final = 32
+
+_Member = tuple[int, int, int, int, int]
+"""Offset, stored bytes, bytes, CRC-32 or modification time in seconds, compression method."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveTree(Tree):
+    """A .zip or .tar; `prefix` is the directory in it that names are relative to."""
+
+    archive: str
+    kind: str
+    prefix: str = ""
+    options: dict[str, Any] = field(default_factory=dict, repr=False, hash=False)
+
+    @staticmethod
+    def open_archive(archive: str, kind: str, prefix: str, options: dict[str, Any]) -> ArchiveTree:
+        """Return the tree of an archive that is there and has a readable index."""
+        path = local_path(archive) or archive
+        archive_kind(path)
+        if "::" in path:
+            raise LayoutError(f"{path}: '::' in an archive's path means a member; rename it")
+        tree = ArchiveTree(path, kind, safe_name(prefix, archive), options)
+        if prefix and not tree.isdir(""):
+            raise LayoutError(f"{path}: the archive has no directory {prefix!r}")
+        tree._index()
+        return tree
+
+    @property
+    def url(self) -> str:  # type: ignore[override]
+        """The archive's path, or the URL of the directory in it."""
+        return self.url_of("") if self.prefix else self.archive
+
+    def _index(self) -> _Archive:
+        return _opened(self.archive, self.kind, self.options)
+
+    def walk(self, under: str = "", suffixes: tuple[str, ...] | None = None) -> Iterator[Entry]:
+        """Yield the files below `under`, sorted."""
+        top = self._full(under)
+        index = self._index()
+        first, last = index.span(top)
+        if first == last and top:
+            raise LayoutError(f"{self.archive}: the archive has no directory {top!r}")
+        skip = len(self.prefix) + 1 if self.prefix else 0
+        for row in range(first, last):
+            name = index.names[row]
+            if is_junk(name) or (suffixes is not None and not name.lower().endswith(suffixes)):
+                continue
+            yield Entry(name[skip:], int(index.table[row, 2]), index.fingerprint(row))
+
+    def names(self, under: str = "") -> list[str]:
+        """Return the names of the direct children of `under`, sorted."""
+        top = self._full(under)
+        children = self._index().children(top)
+        if not children and top:
+            raise LayoutError(f"{self.archive}: the archive has no directory {top!r}")
+        return children
+
+    def read(self, name: str) -> bytes:
+        """Return a member's bytes; its CRC is checked where the archive has one."""
+        index = self._index()
+        row = self._row(index, name)
+        return index.read(row, self.url_of(name))
+
+    def open(self, name: str) -> BinaryIO:
+        """Return a member open for reading and seeking; a compressed one is inflated whole."""
+        return io.BytesIO(self.read(name))
+
+    def header_bytes(self, name: str, head: int = HEAD, tail: int = TAIL) -> tuple[bytes, bytes]:
+        """Return the first and the last bytes; (all of it, b"") for a compressed member."""
+        index = self._index()
+        row = self._row(index, name)
+        offset, _, size, _, method = index.member(row)
+        if self.kind == "zip" or size <= head + tail or method != _STORED:
+            return index.read(row, self.url_of(name)), b""
+        return index.blob.read(offset, head), index.blob.read(offset + size - tail, tail)
+
+    def exists(self, name: str) -> bool:
+        """Tell whether a member or directory is there."""
+        full = self._full(name)
+        return self._index().find(full) is not None or self.isdir(name)
+
+    def isdir(self, name: str) -> bool:
+        """Tell whether a directory is there; directories without files don't count."""
+        full = self._full(name)
+        first, last = self._index().span(full)
+        return first < last or not full
+
+    def entry(self, name: str) -> Entry:
+        """Return one member's entry."""
+        index = self._index()
+        row = self._row(index, name)
+        return Entry(name, int(index.table[row, 2]), index.fingerprint(row))
+
+    def url_of(self, name: str) -> str:
+        """Return `zip://member::archive`."""
+        full = f"{self.prefix}/{name}" if self.prefix and name else self.prefix or name
+        return f"{self.kind}://{full}::{self.archive}"
+
+    def sub(self, prefix: str) -> ArchiveTree:
+        """Return the tree below `prefix`."""
+        return ArchiveTree(self.archive, self.kind, self._full(prefix), self.options)
+
+    def _full(self, name: str) -> str:
+        """Return a member's name in the archive."""
+        if ".." in name.split("/"):  # tidied up it would name another member
+            raise UnsafePath(
+                self.url_of(name),
+                "the member's name leads outside the archive",
+                "rebuild the archive without '..' in its names",
+            )
+        name = safe_name(name, self.archive)
+        return f"{self.prefix}/{name}" if self.prefix and name else self.prefix or name
+
+    def _row(self, index: _Archive, name: str) -> int:
+        row = index.find(self._full(name))
+        if row is None:
+            cause = "is a directory, not a file" if self.isdir(name) else "no such member"
+            raise MissingFile(self.url_of(name), cause, "restore it or take it off the list")
+        return row
+
+
+class _Blob:
+    """An archive's bytes, local or remote."""
+
+    def __init__(self, path: str, options: dict[str, Any]) -> None:
+        self._local = "://" not in path
+        if self._local:
+            try:
+                self.file: BinaryIO = open(path, "rb")
+            except OSError as error:
+                raise LayoutError(f"{path}: {error.strerror or error}") from None
+            return
+        from pipeline.remote import Remote
+
+        remote = Remote(path, options)
+        self._fs, self._path = remote.fs, remote.path("")
+        try:
+            self.file = self._fs.open(self._path, "rb")
+        except FileNotFoundError:
+            raise LayoutError(f"{path}: no such file") from None
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return up to `length` bytes at `offset`."""
+        if not self._local:
+            return bytes(self._fs.cat_file(self._path, start=offset, end=offset + length))
+        data = os.pread(self.file.fileno(), length, offset)
+        while len(data) < length:  # Linux reads at most 2 GiB at once
+            more = os.pread(self.file.fileno(), length - len(data), offset + len(data))
+            if not more:
+                break
+            data += more
+        return data
+
+
+class _Archive:
+    """One archive's sorted index: `names` and, row by row, `table` (int64 [N, 5], `_Member`)."""
+
+    def __init__(self, blob: _Blob, kind: str, members: dict[str, _Member]) -> None:
+        self.blob, self.kind = blob, kind
+        self.names = sorted(members)
+        self.table: NDArray[np.int64] = np.empty((len(members), 5), np.int64)
+        for row, name in enumerate(self.names):
+            self.table[row] = members[name]
+
+    def find(self, name: str) -> int | None:
+        """Return the row of a member; None when it is absent."""
+        row = bisect_left(self.names, name)
+        return row if row < len(self.names) and self.names[row] == name else None
+
+    def member(self, row: int) -> _Member:
+        """Return a member's place and size."""
+        offset, stored, size, stamp, method = self.table[row].tolist()
+        return offset, stored, size, stamp, method
+
+    def span(self, directory: str) -> tuple[int, int]:
+        """Return the rows, from and to, that lie below a directory."""
+        if not directory:
+            return 0, len(self.names)
+        # "0" is the character after "/".
+        return (
+            bisect_left(self.names, directory + "/"),
+            bisect_left(self.names, directory + "0"),
+        )
+
+    def children(self, directory: str) -> list[str]:
+        """Return the names directly below a directory."""
+        row, last = self.span(directory)
+        skip = len(directory) + 1 if directory else 0
+        found = []
+        while row < last:
+            child, slash, _ = self.names[row][skip:].partition("/")
+            if child and child != ".." and not is_junk(child + slash):
+                found.append(child)
+            full = self.names[row][:skip] + child
+            row = bisect_left(self.names, full + "0", lo=row) if slash else row + 1
+        return sorted(found)
+
+    def fingerprint(self, row: int) -> str:
+        """Return what changes when the member changes."""
+        offset, _, size, stamp, _ = self.member(row)
+        return f"{stamp:08x}-{size}" if self.kind == "zip" else f"{size}-{stamp}-{offset}"
+
+    def read(self, row: int, url: str) -> bytes:
+        """Return a member's bytes."""
+        try:
+            if self.kind == "tar":
+                return self._read_tar(row, url)
+            return self._read_zip(row, url)
+        except OSError as error:
+            raise unreadable(url, error) from None
+
+    def _read_tar(self, row: int, url: str) -> bytes:
+        offset, _, size, _, _ = self.member(row)
+        data = self.blob.read(offset, size)
+        if len(data) != size:
+            raise _damaged(url, "the archive ends inside this member")
+        return data
+
+    def _read_zip(self, row: int, url: str) -> bytes:
+        offset, stored, size, crc, method = self.member(row)
+        if method == _ENCRYPTED:
+            raise InputError(url, "the member is encrypted", "rebuild the archive unencrypted")
+        data = self.blob.read(offset, _LOCAL_HEADER + _NAME_ROOM + stored)
+        if data[:4] != b"PK\3\4":
+            raise _damaged(url, "no member starts where the index says")
+        start = _LOCAL_HEADER + int.from_bytes(data[26:28], "little")
+        start += int.from_bytes(data[28:30], "little")
+        if len(data) < start + stored:
+            data += self.blob.read(offset + len(data), start + stored - len(data))
+        content = _inflate(data[start : start + stored], method, size, url)
+        if len(content) != size or zlib.crc32(content) != crc:
+            raise _damaged(url, "the member's checksum does not match")
+        return content
+
+
+def _inflate(data: bytes, method: int, size: int, url: str) -> bytes:
+    """Return a member's content, at most one byte more than the index promises."""
+    try:
+        if method == _STORED:
+            return data
+        if method == _DEFLATED:
+            return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
+        if method == _BZIP2:
+            return bz2.BZ2Decompressor().decompress(data, size + 1)
+    except (zlib.error, OSError, lzma.LZMAError) as error:
+        raise _damaged(url, f"the member does not inflate ({error})") from None
+    raise InputError(
+        url, f"compression method {method} is unknown here", "rebuild the archive with deflate"
+    )
+
+
+def _damaged(url: str, cause: str) -> InputError:
+    return InputError(url, cause, "the archive is damaged: fetch it again")
+
+
+_CACHE: OrderedDict[tuple[str, str], tuple[tuple[int, int, int], _Archive]] = OrderedDict()
+_LOCK: Final = threading.Lock()
+
+
+def _opened(path: str, kind: str, options: dict[str, Any]) -> _Archive:
+    """Return this process's index of an archive, read again when the file was replaced."""
+    stamp = (0, 0, 0)
+    if "://" not in path:
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise LayoutError(f"{path}: {error.strerror}") from None
+        stamp = (status.st_ino, status.st_size, status.st_mtime_ns)
+    found = _CACHE.get((path, kind))
+    if found is not None and found[0] == stamp:
+        return found[1]
+    with _LOCK:
+        found = _CACHE.get((path, kind))
+        if found is None or found[0] != stamp:
+            blob = _Blob(path, options)
+            read = _zip_members if kind == "zip" else _tar_members
+            found = stamp, _Archive(blob, kind, read(blob.file, path))
+            _CACHE[path, kind] = found
+            while len(_CACHE) > _MOST_OPEN:
+                _CACHE.popitem(last=False)
+        return found[1]
+
+
+def _member_name(name: str) -> str:
+    """Return a member's name without empty and single-dot parts; unsafe names stay as they are."""
+    if ".." in name.split("/") or name[:1] == "/":
+        return name
+    return safe_name(name, "")
+
+
+def _zip_members(file: BinaryIO, path: str) -> dict[str, _Member]:
+    """Return a zip's members by name; of two with one name the later."""
+    members: dict[str, _Member] = {}
+    links = []
+    try:
+        with zipfile.ZipFile(file) as archive:
+            for info in archive.infolist():
+                if info.is_dir():
+                    continue
+                if stat.S_ISLNK(info.external_attr >> 16):
+                    links.append(info.filename)
+                    continue
+                method = _ENCRYPTED if info.flag_bits & 1 else info.compress_type
+                members[_member_name(info.filename)] = (
+                    info.header_offset,
+                    info.compress_size,
+                    info.file_size,
+                    info.CRC,
+                    method,
+                )
+    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+        raise LayoutError(f"{path}: not a whole zip ({error}); fetch it again") from None
+    _report_links(path, links)
+    return members
+
+
+def _tar_members(file: BinaryIO, path: str) -> dict[str, _Member]:
+    """Return a tar's members by name; of two with one name the later."""
+    members: dict[str, _Member] = {}
+    links = []
+    if file.read(2) == b"\x1f\x8b":
+        raise LayoutError(f"{path}: a compressed tar named .tar; gunzip it")
+    file.seek(0)
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            while (info := archive.next()) is not None:
+                archive.members = []  # type: ignore[attr-defined]  # else it keeps them all
+                name = _member_name(info.name)
+                if info.isreg() and not info.issparse():
+                    members[name] = (info.offset_data, info.size, info.size, int(info.mtime), 0)
+                elif info.islnk() and _member_name(info.linkname) in members:
+                    members[name] = members[_member_name(info.linkname)]
+                elif not info.isdir():
+                    links.append(info.name)
+    except (tarfile.TarError, EOFError) as error:
+        raise LayoutError(f"{path}: not a whole tar ({error}); fetch it again") from None
+    _report_links(path, links)
+    return members
+
+
+def _report_links(path: str, links: list[str]) -> None:
+    if links:
+        LOG.warning(
+            "%s: left out %d links and special files, the first: %s", path, len(links), links[0]
+        )

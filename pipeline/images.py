@@ -1,0 +1,147 @@
+"""Images as pixels: headers without decoding, and 8-bit RGB whatever the file holds.
+
+What becomes of each kind: grey is repeated in three channels, alpha is dropped (not composited), a
+palette is looked up, CMYK is converted as Pillow does it (Adobe's inverted kind included), 16-bit
+samples keep their high byte, an animation gives its first frame. EXIF orientation is applied once,
+here, and no colour profile is: networks are trained on such pixels.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from pipeline.errors import CorruptImage, ImageTooLarge
+from pipeline.files import Tree, locate
+from pipeline.image_header import PILLOW_FORMATS, Header, header, probe
+from pipeline.listing import IMAGE_SUFFIXES, list_images
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "PIXEL_LIMIT",
+    "Header",
+    "decode",
+    "header",
+    "list_images",
+    "read_header",
+    "read_url_header",
+]
+
+PIXEL_LIMIT: Final = 178_956_970
+"""Half a gigabyte of RGB; above it Pillow, too, calls an image a decompression bomb."""
+
+_FETCH: Final = "fetch the file again or leave it out"
+
+
+def read_header(tree: Tree, name: str) -> Header:
+    """Return the header of a tree's image; of a big file only both ends are read.
+
+    Raises:
+        InputError: the file is missing, truncated or no image.
+    """
+    head, tail = tree.header_bytes(name)
+    if not tail:
+        return header(head, tree.url_of(name))
+    return probe(head, tail, tree.url_of(name), lambda: tree.read(name))
+
+
+def read_url_header(url: str, **storage_options: Any) -> Header:
+    """Return the header of the image behind a path or URL; of a big file only both ends are read.
+
+    Raises:
+        InputError: the file is missing, truncated or no image.
+    """
+    return read_header(*locate(url, **storage_options))
+
+
+def decode(
+    data: bytes, path: str, *, orient: bool = True, pixel_limit: int = PIXEL_LIMIT
+) -> NDArray[np.uint8]:
+    """Return an image file's pixels, uint8 [H, W, 3] RGB, upright unless `orient` is off.
+
+    Raises:
+        CorruptImage: the file is empty, truncated, or no image.
+        ImageTooLarge: its header promises more than `pixel_limit` pixels; nothing was decoded.
+    """
+    head = header(data, path)
+    if head.height * head.width > pixel_limit:
+        raise ImageTooLarge(
+            path,
+            f"{head.width} x {head.height} pixels, the limit is {pixel_limit}",
+            "cut it into tiles, scale it down, or raise the limit",
+        )
+    if head.format == "png" or (head.format == "jpeg" and head.components != 4):
+        pixels = _decode_opencv(data, path)
+    else:
+        pixels = _decode_pillow(data, path)
+    if pixels.shape != (head.height, head.width, 3):
+        raise CorruptImage(
+            path,
+            f"{pixels.shape[1]} x {pixels.shape[0]} pixels, "
+            f"but the header says {head.width} x {head.height}",
+            _FETCH,
+        )
+    return turn(pixels, head.orientation) if orient else pixels
+
+
+def _decode_opencv(data: bytes, path: str) -> NDArray[np.uint8]:
+    import cv2
+
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise CorruptImage(path, f"the decoder refuses it ({error.err})", _FETCH) from None
+    if pixels is None:
+        raise CorruptImage(path, "the pixel data is damaged", _FETCH)
+    return pixels  # type: ignore[no-any-return]
+
+
+def _decode_pillow(data: bytes, path: str) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
+            if image.mode.startswith("I"):
+                return _high_byte(np.asarray(image), path)
+            if image.mode == "F":
+                raise CorruptImage(path, "the samples are floats", "save it with 8 or 16 bits")
+            return np.array(image.convert("RGB"))
+    except Image.DecompressionBombError as error:
+        raise ImageTooLarge(path, str(error), "cut it into tiles, or leave it out") from None
+    except CorruptImage:
+        raise
+    except Exception as error:  # Pillow's plugins raise whatever their parsing hits
+        raise CorruptImage(path, f"the pixel data is damaged ({error})", _FETCH) from None
+
+
+def _high_byte(samples: NDArray[Any], path: str) -> NDArray[np.uint8]:
+    """Return 16-bit grey samples as 8-bit RGB."""
+    if samples.min(initial=0) < 0 or samples.max(initial=0) > 0xFFFF:
+        raise CorruptImage(path, "the samples have 32 bits", "save it with 8 or 16 bits")
+    grey = (samples >> 8).astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def turn(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Return [H, W, C] pixels upright, given their EXIF orientation 1..8."""
+    if orientation == 1:
+        return pixels
+    import cv2
+
+    turned: NDArray[np.uint8]
+    if orientation in (2, 3, 4):
+        turned = cv2.flip(pixels, {2: 1, 3: -1, 4: 0}[orientation])
+    elif orientation in (6, 8):
+        clockwise = orientation == 6
+        turned = cv2.rotate(
+            pixels, cv2.ROTATE_90_CLOCKWISE if clockwise else cv2.ROTATE_90_COUNTERCLOCKWISE
+        )
+    else:
+        turned = cv2.transpose(pixels if orientation == 5 else cv2.flip(pixels, -1))
+    return turned

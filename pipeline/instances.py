@@ -1,0 +1,288 @@
+"""Objects: COCO run-length codes, polygons, and maps of objects and classes made from each other.
+
+Run lengths go down the columns (column-major) and start with a run of zeros. They are coded and
+decoded here in NumPy, so that a malformed string is refused before any memory is written; polygons
+are drawn by pycocotools, whose rule at the border is the one that COCO's areas follow.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from pipeline.errors import BadAnnotation
+from pipeline.record import Instance
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+    from pipeline.label_space import LabelMap, LabelSpace
+
+    Runs = NDArray[np.int64]
+
+_GROUPS: Final = 7  # 5 bits each: runs below 2**34, and no overflow from a hostile string
+_FAR: Final = 16  # a polygon may leave the image by this many image sides; see _points
+
+
+def _runs_of(binary: NDArray[np.bool_ | np.uint8]) -> Runs:
+    """Return the run lengths of [H, W], looking only at the box that holds its pixels."""
+    height, width = binary.shape
+    rows = np.flatnonzero(binary.any(axis=1))
+    if not len(rows):
+        return np.array([height * width], dtype=np.int64)
+    top, bottom = int(rows[0]), int(rows[-1]) + 1
+    columns = np.flatnonzero(binary[top:bottom].any(axis=0))
+    left, right = int(columns[0]), int(columns[-1]) + 1
+    # A zero below each column ends its run; a box of full height must not cut runs that go on.
+    step = height if bottom - top == height else bottom - top + 1
+    box = np.zeros((right - left, step), dtype=np.bool_)
+    box[:, : bottom - top] = binary[top:bottom, left:right].T != 0
+    flat = np.concatenate(([False], box.ravel(), [False]))
+    edges = np.flatnonzero(flat[1:] != flat[:-1])
+    column, row = np.divmod(edges, step)
+    edges = (column + left) * height + row + top
+    # Closing an image-high run at the end of the box's last column is one edge, not two.
+    runs: Runs = np.diff(edges, prepend=0, append=height * width)
+    return runs[:-1] if runs[-1] == 0 else runs
+
+
+def _pack(runs: Runs) -> str:
+    """Code run lengths as COCO's text: differences to the run before the last, 5 bits a letter."""
+    deltas = runs.astype(np.int64)
+    deltas[3:] -= runs[1:-2]
+    groups = np.ones(len(deltas), dtype=np.int64)
+    for bits in range(5, 5 * _GROUPS, 5):
+        half = 1 << (bits - 1)
+        groups += (deltas >= half) | (deltas < -half)
+    place = np.arange(int(groups.max()))
+    letters = (deltas[:, None] >> (5 * place)) & 31
+    letters |= (place < groups[:, None] - 1) * 32
+    kept = letters[place < groups[:, None]] + 48
+    return kept.astype(np.uint8).tobytes().decode("ascii")
+
+
+def _unpack(counts: str, path: str) -> Runs:
+    """Decode COCO's text to run lengths; they are checked to be letters of the code, not to fit."""
+    letters = np.frombuffer(counts.encode("utf-8"), dtype=np.uint8).astype(np.int64) - 48
+    if not len(letters) or letters.min() < 0 or letters.max() > 63 or letters[-1] & 32:
+        raise _bad(path, "the run lengths are not COCO's compressed text")
+    last = np.flatnonzero(letters < 32)
+    first = np.concatenate(([0], last[:-1] + 1))
+    length = last - first + 1
+    if length.max() > _GROUPS:
+        raise _bad(path, "a run length is out of all proportion")
+    place = np.arange(len(letters)) - np.repeat(first, length)
+    runs = np.add.reduceat((letters & 31) << (5 * place), first)
+    runs -= ((letters[last] & 16) != 0).astype(np.int64) << (5 * length)
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    if runs.min() < 0:
+        raise _bad(path, "a run length is negative")
+    return runs
+
+
+def _bad(path: str, cause: str) -> BadAnnotation:
+    return BadAnnotation(path, cause, "correct the annotation or leave the object out")
+
+
+def _fitting(runs: Runs, height: int, width: int, path: str) -> Runs:
+    if int(runs.sum()) != height * width:
+        raise _bad(path, f"run lengths of {int(runs.sum())} pixels for an image {width}x{height}")
+    return runs
+
+
+def rle_encode(binary: NDArray[np.bool_ | np.uint8]) -> str:
+    """Return the compressed run lengths of [H, W], where every value but zero is the object."""
+    return _pack(_runs_of(binary))
+
+
+def rle_decode(
+    counts: str, height: int, width: int, path: str = "run lengths"
+) -> NDArray[np.uint8]:
+    """Return the mask [H, W] of 0 and 1, column-major in memory.
+
+    Raises:
+        BadAnnotation: the text is malformed, or of another size.
+    """
+    runs = _fitting(_unpack(counts, path), height, width, path)
+    flat = np.repeat((np.arange(len(runs)) & 1).astype(np.uint8), runs)
+    return flat.reshape(width, height).T
+
+
+def rle_runs(counts: str, path: str = "run lengths") -> list[int]:
+    """Return the run lengths as numbers: COCO's uncompressed form.
+
+    Raises:
+        BadAnnotation: the text is malformed.
+    """
+    return [int(run) for run in _unpack(counts, path)]
+
+
+def rle_from_runs(runs: Sequence[int], height: int, width: int, path: str = "run lengths") -> str:
+    """Return the compressed text of uncompressed run lengths.
+
+    Raises:
+        BadAnnotation: the runs are not whole numbers from 0, or do not add up to the image.
+    """
+    if not runs or not all(isinstance(run, int) and 0 <= run <= height * width for run in runs):
+        raise _bad(path, f"run lengths are not whole numbers in 0..{height * width}")
+    return _pack(_fitting(np.array(runs, dtype=np.int64), height, width, path))
+
+
+def rle_area(counts: str, path: str = "run lengths") -> int:
+    """Return the object's pixels."""
+    return int(_unpack(counts, path)[1::2].sum())
+
+
+def rle_bbox(
+    counts: str, height: int, width: int, path: str = "run lengths"
+) -> tuple[float, float, float, float]:
+    """Return the object's box (x, y, w, h) in pixels; all zeros when it has none.
+
+    Raises:
+        BadAnnotation: the text is malformed, or of another size.
+    """
+    return _box(_fitting(_unpack(counts, path), height, width, path), height)
+
+
+def _box(runs: Runs, height: int) -> tuple[float, float, float, float]:
+    ends = np.cumsum(runs)
+    start, stop = ends[:-1:2], ends[1::2]
+    start, stop = start[stop > start], stop[stop > start] - 1
+    if not len(start):
+        return 0.0, 0.0, 0.0, 0.0
+    left, right = int(start[0]) // height, int(stop[-1]) // height
+    if (start // height != stop // height).any():  # a run over a column's end touches both sides
+        top, bottom = 0, height - 1
+    else:
+        top, bottom = int((start % height).min()), int((stop % height).max())
+    return float(left), float(top), float(right - left + 1), float(bottom - top + 1)
+
+
+def polygons_to_rle(
+    polygons: Sequence[Sequence[float]], height: int, width: int, path: str = "polygon"
+) -> str:
+    """Return the union of COCO polygons, flat x, y lists in pixels, as compressed run lengths.
+
+    Raises:
+        BadAnnotation: a polygon has fewer than 3 points, or a coordinate is no number or far out.
+    """
+    from pycocotools import mask as coco
+
+    parts = [_points(polygon, height, width, path) for polygon in polygons]
+    if not parts:
+        raise _bad(path, "an object without a polygon")
+    drawn = coco.merge(coco.frPyObjects(parts, height, width))
+    return str(drawn["counts"], "ascii")
+
+
+def _points(polygon: Sequence[float], height: int, width: int, path: str) -> list[float]:
+    """Check a polygon before C code sees it: its memory grows with the length of the outline."""
+    points = np.asarray(polygon, dtype=np.float64)
+    if points.ndim != 1 or len(points) < 6 or len(points) % 2:
+        raise _bad(path, f"a polygon of {points.size} numbers; it needs x, y of 3 points or more")
+    if not np.isfinite(points).all() or np.abs(points).max() > _FAR * max(height, width):
+        raise _bad(path, f"a polygon far outside the image {width}x{height}")
+    return [float(value) for value in points]
+
+
+def instances_from_maps(
+    class_map: LabelMap, object_map: LabelMap, space: LabelSpace, border: int | None = None
+) -> tuple[Instance, ...]:
+    """Return the objects of a map that numbers them (0 and `border` are none), by number.
+
+    An object's class is the most frequent one at its pixels, void only if it has no other.
+    """
+    if class_map.shape != object_map.shape:
+        raise ValueError(f"class map {class_map.shape} and object map {object_map.shape} differ")
+    numbers = np.flatnonzero(np.bincount(object_map.ravel()))
+    trained = np.zeros(65536, dtype=np.bool_)
+    trained[list(space.train_ids)] = True
+    found = []
+    for number in numbers.tolist():
+        if number in (0, border):
+            continue
+        here = object_map == number
+        votes = np.bincount(class_map[here])
+        real = np.where(trained[: len(votes)], votes, 0)
+        runs = _runs_of(here)
+        found.append(
+            Instance(
+                id=number,
+                category=int((real if real.any() else votes).argmax()),
+                bbox=_box(runs, here.shape[0]),
+                area=float(runs[1::2].sum()),
+                rle=_pack(runs),
+            )
+        )
+    return tuple(found)
+
+
+def _draw(
+    canvas: LabelMap,
+    instances: Iterable[Instance],
+    values: dict[int, int],
+    path: str,
+) -> LabelMap:
+    """Draw objects over one another, larger ones first; `values` by position in `instances`."""
+    height, width = canvas.shape
+    drawn = []
+    for at, instance in enumerate(instances):
+        if instance.rle:
+            runs = _fitting(_unpack(instance.rle, path), height, width, path)
+            drawn.append((-int(runs[1::2].sum()), at, runs))
+    flat = np.ascontiguousarray(canvas.T).ravel()
+    for _, at, runs in sorted(drawn, key=lambda item: item[:2]):
+        if len(runs) < 2:
+            continue
+        inside = runs[1 : len(runs) // 2 * 2]  # from the first pixel of the object to its last
+        here = np.repeat((np.arange(len(inside)) & 1) == 0, inside)
+        flat[runs[0] : runs[0] + len(here)][here] = values[at]
+    return np.ascontiguousarray(flat.reshape(width, height).T)
+
+
+def paint(
+    instances: Iterable[Instance],
+    height: int,
+    width: int,
+    space: LabelSpace,
+    background: int | None = None,
+    path: str = "instances",
+) -> LabelMap:
+    """Return the class map [H, W] of objects, larger ones drawn first, in the space's pixel type.
+
+    `background` fills the rest; the ignore index when it is None. Objects without run lengths are
+    left out.
+
+    Raises:
+        BadAnnotation: run lengths are malformed, or of another size.
+    """
+    objects = list(instances)
+    fill = space.ignore_index if background is None else background
+    canvas: LabelMap = np.full((height, width), fill, dtype=space.dtype)
+    return _draw(canvas, objects, {at: i.category for at, i in enumerate(objects)}, path)
+
+
+def object_map_from_instances(
+    instances: Iterable[Instance], height: int, width: int, path: str = "instances"
+) -> LabelMap:
+    """Return the object map [H, W]: 0 is none, objects have their id, larger ones drawn first.
+
+    When ids repeat or are not in 1..65535, objects are numbered from 1 in order. uint8 when all
+    numbers are below 255, so that 255 is left for a border; uint16 otherwise.
+
+    Raises:
+        BadAnnotation: run lengths are malformed, or of another size; or over 65,535 objects.
+    """
+    objects = list(instances)
+    numbers = [i.id for i in objects]
+    if len(set(numbers)) < len(numbers) or not all(0 < n < 65536 for n in numbers):
+        numbers = list(range(1, len(objects) + 1))
+    if len(numbers) > 65535:
+        raise _bad(path, f"{len(numbers)} objects do not fit a 16-bit object map")
+    narrow = max(numbers, default=0) < 255
+    canvas: LabelMap = np.zeros((height, width), dtype=np.uint8 if narrow else np.uint16)
+    return _draw(canvas, objects, dict(enumerate(numbers)), path)

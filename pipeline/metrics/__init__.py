@@ -1,0 +1,1 @@
+"""Measures of labels against truth: pure counting, and accumulators that add up."""

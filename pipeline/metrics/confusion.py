@@ -1,0 +1,280 @@
+"""The confusion matrix of a label map against its truth, and the scores that follow from it.
+
+Pixels are counted once, by pair of ids (`count_pairs`); what an id means - a class, void, a class
+of another label space - is a look-up on the few hundred pairs that occur, never on pixels.
+
+Rows are truth, columns are predictions. Void truth is left out altogether. A prediction of void, or
+of an id that the target label space has no class for, is a pixel that the labeller gave no label
+though truth has one: it counts as an error in a last column of its own ("no label"), as
+cityscapesScripts counts it, and `coverage` says how much of the truth was given a label at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+LabelMap: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
+Counts: TypeAlias = NDArray[np.int64]
+Floats: TypeAlias = NDArray[np.float64]
+Index: TypeAlias = NDArray[np.int64]
+"""The class position of each id; `VOID` where the id is no class, `UNDEFINED` where it is no id."""
+
+VOID: Final = -1
+UNDEFINED: Final = -2
+
+_EXACT: Final = 1 << 24  # calcHist answers in float32, which counts exactly up to here
+_BLOCK: Final = 1 << 18  # pixels whose int64 pair codes (2 MiB) stay in a core's cache
+_DENSE: Final = 1 << 20  # bins of a pair histogram; past it sorting the codes takes less memory
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pairs:
+    """How often each pair of ids occurs: three arrays of one length, pairs in ascending order."""
+
+    truth: Index
+    predicted: Index
+    counts: Counts
+
+
+def count_pairs(truth: LabelMap, predicted: LabelMap) -> Pairs:
+    """Count every pixel of two label maps [H, W] by (truth id, predicted id).
+
+    The maps may be views with any strides. 8-bit maps are counted by OpenCV, without the GIL.
+
+    >>> pairs = count_pairs(np.array([[7, 7, 9]], np.uint8), np.array([[7, 9, 9]], np.uint8))
+    >>> [x.tolist() for x in (pairs.truth, pairs.predicted, pairs.counts)]
+    [[7, 7, 9], [7, 9, 9], [1, 1, 1]]
+
+    Raises:
+        ValueError: the shapes differ, or a map is neither uint8 nor uint16.
+    """
+    if truth.ndim != 2 or truth.shape != predicted.shape:
+        raise ValueError(f"expected two maps of one size, got {truth.shape}, {predicted.shape}")
+    if not {truth.dtype, predicted.dtype} <= {np.dtype(np.uint8), np.dtype(np.uint16)}:
+        raise ValueError(f"expected uint8 or uint16, got {truth.dtype}, {predicted.dtype}")
+    if truth.size and truth.dtype == predicted.dtype == np.uint8 and truth.shape[1] <= _EXACT:
+        return _pairs_8bit(truth, predicted)
+    return _pairs_16bit(truth, predicted)
+
+
+def _pairs_8bit(truth: LabelMap, predicted: LabelMap) -> Pairs:
+    import cv2
+
+    rows = _EXACT // truth.shape[1]
+    parts = [
+        cv2.calcHist(
+            [truth[top : top + rows], predicted[top : top + rows]],
+            [0, 1], None, [256, 256], [0, 256, 0, 256],
+        )
+        for top in range(0, truth.shape[0], rows)
+    ]  # fmt: skip
+    total = parts[0] if len(parts) == 1 else np.sum(parts, axis=0, dtype=np.float64)
+    codes = np.flatnonzero(total != 0)  # of booleans: ten times faster than of floats
+    return Pairs(codes >> 8, codes & 255, total.ravel()[codes].astype(np.int64))
+
+
+def _pairs_16bit(truth: LabelMap, predicted: LabelMap) -> Pairs:
+    width = int(predicted.max(initial=0)) + 1
+    bins = (int(truth.max(initial=0)) + 1) * width
+    if bins > min(_DENSE, truth.size):  # measured: there sorting the pixels' codes is faster too
+        codes, counts = np.unique(_codes(truth, predicted, width), return_counts=True)
+        return Pairs(codes // width, codes % width, counts)
+    total, rows = np.zeros(bins, np.int64), max(1, _BLOCK // max(1, truth.shape[1]))
+    for top in range(0, truth.shape[0], rows):
+        block = _codes(truth[top : top + rows], predicted[top : top + rows], width)
+        total += np.bincount(block, minlength=bins)
+    codes = np.flatnonzero(total != 0)
+    return Pairs(codes // width, codes % width, total[codes])
+
+
+def _codes(truth: LabelMap, predicted: LabelMap, width: int) -> Index:
+    codes = truth.astype(np.int64)
+    codes *= width
+    codes += predicted
+    return codes.ravel()
+
+
+def class_index(classes: Iterable[int], void: Iterable[int] = ()) -> Index:
+    """Return the position of each id among the classes: an array over all 16-bit ids.
+
+    >>> class_index([4, 2], void=[0])[:6].tolist()
+    [-1, -2, 1, -2, 0, -2]
+    """
+    index = np.full(1 << 16, UNDEFINED, np.int64)
+    index[list(void)] = VOID
+    ids = list(classes)
+    index[ids] = np.arange(len(ids))
+    return index
+
+
+def confusion(
+    truth: LabelMap, predicted: LabelMap, rows: Index, columns: Index, classes: int
+) -> Counts:
+    """Count pixels by (truth class, predicted class): int64 [C, C + 1], void truth left out.
+
+    `rows` and `columns` give the class of each id of the two maps (`class_index`); the last column
+    counts the pixels predicted as no class.
+
+    >>> index = class_index([0, 1], void=[255])
+    >>> truth = np.array([[0, 1, 255, 1]], np.uint8)
+    >>> confusion(truth, np.array([[0, 0, 1, 255]], np.uint8), index, index, classes=2)
+    array([[1, 0, 0],
+           [1, 0, 1]])
+    """
+    matrix = ConfusionMatrix.empty(classes)
+    matrix.update(count_pairs(truth, predicted), rows, columns)
+    return matrix.counts
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tally:
+    """Pixels of each class, [C]: right ones, those of truth, those of prediction (void left out).
+
+    Enough for every score, at the cost of a row: for one image, where a matrix would be mostly
+    zeros. Scores that divide by nothing are nan.
+    """
+
+    intersection: Counts
+    truth: Counts
+    predicted: Counts
+
+    @classmethod
+    def of(cls, pairs: Pairs, rows: Index, columns: Index, classes: int) -> Tally:
+        """Return the tally of counted pairs."""
+        row, column = rows[pairs.truth], columns[pairs.predicted]
+        return cls(
+            _sums(row, pairs.counts, row == column, classes),
+            _sums(row, pairs.counts, row >= 0, classes),
+            _sums(column, pairs.counts, row >= 0, classes),
+        )
+
+    @property
+    def pixels(self) -> int:
+        """How many pixels are scored: those whose truth is a class."""
+        return int(self.truth.sum())
+
+    @property
+    def correct(self) -> int:
+        """How many of them are right."""
+        return int(self.intersection.sum())
+
+    @property
+    def union(self) -> Counts:
+        """Pixels that are the class in truth, in the prediction, or both, [C]."""
+        return self.truth + self.predicted - self.intersection
+
+    @property
+    def iou(self) -> Floats:
+        """Intersection over union of each class, [C]."""
+        return _ratio(self.intersection, self.union)
+
+    @property
+    def recall(self) -> Floats:
+        """Share of each class's truth that was predicted rightly (its accuracy), [C]."""
+        return _ratio(self.intersection, self.truth)
+
+    @property
+    def precision(self) -> Floats:
+        """Share of each class's predictions that are right, [C]."""
+        return _ratio(self.intersection, self.predicted)
+
+    @property
+    def miou(self) -> float:
+        """Mean of the classes' IoU, over the classes that truth or prediction holds (union > 0)."""
+        return _mean(self.iou)
+
+    @property
+    def pixel_accuracy(self) -> float:
+        """Share of the scored pixels that are right."""
+        return _share(self.correct, self.pixels)
+
+    @property
+    def mean_accuracy(self) -> float:
+        """Mean recall over the classes that truth holds."""
+        return _mean(self.recall)
+
+    @property
+    def fwiou(self) -> float:
+        """Mean of the classes' IoU, weighted by their share of the truth's pixels."""
+        return float(np.nansum(self.iou * self.truth) / self.pixels) if self.pixels else np.nan
+
+    @property
+    def coverage(self) -> float:
+        """Share of the scored pixels that the prediction gives any class."""
+        return _share(int(self.predicted.sum()), self.pixels)
+
+
+@dataclass(slots=True, eq=False)
+class ConfusionMatrix:
+    """Pixels by truth class (rows) and predicted class (columns, the last one "no label").
+
+    Matrices of parts add up to the matrix of the whole, exactly.
+    """
+
+    counts: Counts
+    """int64 [C, C + 1]."""
+    void: int = 0
+    """Pixels left out because their truth is no class."""
+
+    @classmethod
+    def empty(cls, classes: int) -> ConfusionMatrix:
+        """Return the matrix of no pixels."""
+        return cls(np.zeros((classes, classes + 1), np.int64))
+
+    def update(self, pairs: Pairs, rows: Index, columns: Index) -> None:
+        """Add counted pairs; ids that `rows` and `columns` give no class are void or no label."""
+        row, column = rows[pairs.truth], columns[pairs.predicted]
+        valid = row >= 0
+        column = np.where(column >= 0, column, len(self.counts))
+        np.add.at(self.counts, (row[valid], column[valid]), pairs.counts[valid])
+        self.void += int(pairs.counts[~valid].sum())
+
+    def __add__(self, other: ConfusionMatrix) -> ConfusionMatrix:
+        return ConfusionMatrix(self.counts + other.counts, self.void + other.void)
+
+    def __iadd__(self, other: ConfusionMatrix) -> ConfusionMatrix:
+        self.counts += other.counts
+        self.void += other.void
+        return self
+
+    def tally(self) -> Tally:
+        """Return the pixels of each class, over all that was added.
+
+        Its `miou` is the field's: the mean of the IoU that the classes have over all images
+        together, not the mean of the images' own.
+        """
+        return Tally(
+            np.diagonal(self.counts).copy(),
+            self.counts.sum(axis=1),
+            self.counts[:, :-1].sum(axis=0),
+        )
+
+
+def _sums(position: Index, counts: Counts, where: NDArray[np.bool_], classes: int) -> Counts:
+    """Sum counts by class position; positions that are no class are left out."""
+    where = where & (position >= 0)
+    # float64 adds counts exactly up to 2**53 pixels.
+    sums = np.bincount(position[where], counts[where], minlength=classes)
+    return sums.astype(np.int64)
+
+
+def _ratio(part: Counts, whole: Counts) -> Floats:
+    out: Floats = np.full(len(whole), np.nan)
+    np.divide(part, whole, out=out, where=whole > 0)
+    return out
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")
+
+
+def _mean(values: Floats) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")

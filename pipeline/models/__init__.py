@@ -1,0 +1,100 @@
+"""Models: `load_model(uri)` returns any of them under one contract.
+
+| URI | what |
+| --- | --- |
+| `zoo:enet?classes=11&seed=0` | an architecture of `MODELS`, untrained |
+| `smp:Unet?encoder_name=resnet34&classes=11` | segmentation_models_pytorch, untrained |
+| `torchvision:deeplabv3_resnet50?weights=DEFAULT` | torchvision; untrained unless so |
+| `hf:<directory or hub id>` | transformers: semantic and universal segmentation |
+| `run:<directory>` | a model directory: model.json and weights.safetensors |
+| `python:package.module:factory` | a function of the user's own |
+
+Importing this package imports no torch; loading a model does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
+
+from pipeline.errors import UnknownName
+from pipeline.models.loaded import Architecture, LoadedModel, Preprocessing
+from pipeline.models.uri import parse
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import ModuleType
+
+__all__ = [
+    "KINDS",
+    "MODELS",
+    "Architecture",
+    "LoadedModel",
+    "ModelSpec",
+    "Preprocessing",
+    "load_model",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """One architecture of the zoo; `build` is `module:callable`, called with classes=C."""
+
+    build: str
+    params: Mapping[int, int]
+    """Expected number of parameters by number of classes; a test compares them."""
+    input_multiple: int
+    source: str
+
+
+MODELS: Final[Mapping[str, ModelSpec]] = {
+    "enet": ModelSpec(
+        build="pipeline.models.enet:ENet",
+        params={11: 350_508, 12: 350_652, 19: 351_660, 20: 351_804},
+        input_multiple=8,
+        source="Paszke 2016, arXiv 1606.02147",
+    ),
+}
+"""The zoo: architectures of our own."""
+
+KINDS: Final[Mapping[str, str]] = {
+    "hf": "pipeline.models.hf",
+    "python": "pipeline.models.python",
+    "run": "pipeline.models.directory",
+    "smp": "pipeline.models.smp",
+    "torchvision": "pipeline.models.torchvision",
+    "zoo": "pipeline.models.zoo",
+}
+"""Each kind's adapter: `load(uri, space, pretrained=)`, and `build(architecture, classes)`."""
+
+
+def adapter(kind: str) -> ModuleType:
+    """Import the adapter of a kind of model."""
+    if kind not in KINDS:
+        raise UnknownName("kind of model", kind, KINDS)
+    return import_module(KINDS[kind])
+
+
+def load_model(
+    uri: str, *, weights: str | None = None, label_space: str | None = None
+) -> LoadedModel:
+    """Load the model that a URI names, in eval mode on the CPU.
+
+    `weights` is a .safetensors or .pt file (or a model directory) on any file system; it replaces
+    what the URI would load. `label_space` is a built-in name or a JSON file, and replaces the
+    model's own if it has as many classes.
+
+    Raises:
+        UnknownName: no such kind, architecture or label space.
+        UsageError: the URI leaves the number of classes open.
+        ModelError: files are missing or don't fit, or a hub cannot be reached.
+    """
+    parsed = parse(uri)
+    kind = adapter(parsed.kind)
+    from pipeline.models.classes import asked_space
+    from pipeline.models.weights import finish
+
+    space = asked_space(parsed, label_space)
+    model: LoadedModel = kind.load(parsed, space, pretrained=weights is None)
+    return finish(model, weights)

@@ -1,0 +1,102 @@
+"""Which label space a model speaks: the one asked for, its own class names, or a numbered one."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import TYPE_CHECKING
+
+from pipeline.errors import ModelError, UsageError
+from pipeline.label_space import LABEL_SPACES, LabelClass, LabelSpace, label_space, voc_colour
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.models.uri import ModelUri
+
+_VOID_8_BIT, _VOID_16_BIT = 255, 65535
+
+
+def read_space(name: str) -> LabelSpace:
+    """Return a built-in label space, or the one in a JSON file (`LabelSpace.to_json`)."""
+    if not name.endswith(".json"):
+        return label_space(name)
+    from pipeline.files import read_url
+
+    return LabelSpace.from_json(read_url(name).decode())
+
+
+def asked_space(uri: ModelUri, name: str | None) -> LabelSpace | None:
+    """Return the label space that the caller or the URI names; the caller's word wins."""
+    asked = name or uri.options.get("label_space")
+    return None if asked is None else read_space(str(asked))
+
+
+def space_of_size(uri: ModelUri, asked: LabelSpace | None) -> LabelSpace:
+    """Return the label space of a network that takes any number of classes."""
+    count = uri.integer("classes")
+    if asked is None and count is None:
+        raise UsageError(
+            f"{uri.text}: the number of classes is not known; add ?classes=N, or "
+            "?label_space=NAME with one of: " + ", ".join(sorted(LABEL_SPACES))
+        )
+    if asked is None:
+        return numbered_space(count or 0)
+    if count is not None:
+        check_count(uri.text, count, asked)
+    return asked
+
+
+def check_count(what: str, channels: int, space: LabelSpace) -> None:
+    """Raise ModelError unless the model has one channel for each class that is not void."""
+    if channels != len(space.train_ids):
+        raise ModelError(
+            f"{what}: the model has {channels} classes, label space {space.name!r} has "
+            f"{len(space.train_ids)}; name the label space that it was trained on, or train it on "
+            f"{space.name!r}"
+        )
+
+
+def numbered_space(count: int) -> LabelSpace:
+    """Return the label space `classes-N`: ids 0 to N - 1 without meaning."""
+    return own_space(f"classes-{count}", [f"class-{i}" for i in range(count)])
+
+
+def own_space(name: str, names: Sequence[str]) -> LabelSpace:
+    """Return a label space of a model's own class names, ids from 0."""
+    if not 0 < len(names) < _VOID_16_BIT:
+        raise UsageError(f"{name}: a model has 1 to {_VOID_16_BIT - 1} classes, not {len(names)}")
+    void = _VOID_8_BIT if len(names) <= _VOID_8_BIT else _VOID_16_BIT
+    classes = tuple(LabelClass(i, text, voc_colour(i)) for i, text in enumerate(_distinct(names)))
+    return LabelSpace(name, classes, void)
+
+
+def named_space(names: Sequence[str]) -> LabelSpace:
+    """Return the built-in label space with just these class names in this order, or an own one.
+
+    An own one is called by a hash of its names, not by where the model lies: that would change the
+    digest of the same model.
+    """
+    wanted = [_plain(n) for n in names]
+    for known in sorted(LABEL_SPACES):
+        space = label_space(known)
+        trained = [space.by_id[i].name for i in space.train_ids]
+        if len(trained) == len(wanted) and [_plain(n) for n in trained] == wanted:
+            return space
+    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
+    return own_space(f"classes-{len(names)}-{digest}", names)
+
+
+def _plain(name: str) -> str:
+    """Return a class name's first synonym in bare letters: `__background__` is `background`."""
+    return re.sub(r"[^a-z0-9]", "", re.split(r"[,;]", name)[0].lower())
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Number the names that occur twice: some hub models call every class LABEL or the like."""
+    seen: dict[str, int] = {}
+    out = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        out.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return out

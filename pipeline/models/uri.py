@@ -1,0 +1,69 @@
+"""Model URIs: `kind:name?option=value&...`."""
+
+from __future__ import annotations
+
+import ast
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qsl
+
+from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_WORDS: Final[Mapping[str, Any]] = {"true": True, "false": False, "none": None, "null": None}
+_NOT_ARCHITECTURE: Final = frozenset({"classes", "label_space", "seed", "weights"})
+
+
+@dataclass(frozen=True, slots=True)
+class ModelUri:
+    """A parsed model URI; `text` is as the user wrote it."""
+
+    text: str
+    kind: str
+    name: str
+    options: Mapping[str, Any]
+
+    def integer(self, option: str) -> int | None:
+        """Return an option that must be a whole number, None when it is absent."""
+        value = self.options.get(option)
+        if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+            return value
+        raise UsageError(f"{self.text}: ?{option}= takes a whole number, not {value!r}")
+
+    @property
+    def seed(self) -> int:
+        """The seed of the initial weights; 0 unless named, so that a URI is one model."""
+        return self.integer("seed") or 0
+
+    def build_options(self) -> dict[str, Any]:
+        """Return the options that shape the network."""
+        return {k: v for k, v in self.options.items() if k not in _NOT_ARCHITECTURE}
+
+
+def parse(text: str) -> ModelUri:
+    """Split a model URI; a text without a kind is a model directory.
+
+    >>> parse("smp:Unet?encoder_name=resnet34&classes=11").options
+    {'encoder_name': 'resnet34', 'classes': 11}
+    """
+    kind, colon, rest = text.partition(":")
+    if not colon or rest.startswith("//"):  # a plain path, or a URL of one
+        kind, rest = "run", text
+    name, _, query = rest.partition("?")
+    if not name:
+        raise UsageError(f"model URI {text!r} names no model: write KIND:NAME, like zoo:enet")
+    return ModelUri(text, kind, name, {k: _value(v) for k, v in parse_qsl(query)})
+
+
+def _value(text: str) -> Any:
+    """Read a number, a truth value, None or a list of them; any other text is itself."""
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    try:
+        value = ast.literal_eval(text)
+        return json.loads(json.dumps(value))  # tuples become lists, as model.json would make them
+    except (ValueError, SyntaxError, TypeError):
+        return text

@@ -1,0 +1,140 @@
+"""Weights: read them from any file system without running code, and name them by a digest."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pickle
+from typing import TYPE_CHECKING, Final
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+
+from pipeline.errors import ModelError, SegmillError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import Tensor
+
+    from pipeline.models.loaded import LoadedModel
+
+WEIGHTS_FILE: Final = "weights.safetensors"
+_WRAPPERS: Final = ("state_dict", "model", "model_state_dict")
+_WRAPPED: Final = "net."
+_TRAINING_ONLY: Final = "aux_classifier."  # torchvision's, see pipeline.models.torchvision
+_TORCH_SUFFIXES: Final = (".pt", ".pth", ".ckpt", ".bin")
+
+
+def finish(model: LoadedModel, weights: str | None = None) -> LoadedModel:
+    """Put the weights in, check the class count, switch to eval mode, name the result."""
+    if weights is not None:
+        put_weights(model, read_weights(weights), weights)
+    model.module.eval()
+    model.digest = digest(model)
+    return model
+
+
+def read_weights(url: str) -> dict[str, Tensor]:
+    """Return the tensors of a .safetensors or torch file, or of a model directory.
+
+    Raises:
+        ModelError: the file is missing, damaged, or holds more than tensors.
+    """
+    from pipeline.files import read_url
+
+    is_file = url.endswith((".safetensors", *_TORCH_SUFFIXES))
+    path = url if is_file else f"{url.rstrip('/')}/{WEIGHTS_FILE}"
+    try:
+        data = read_url(path)
+        if path.endswith(_TORCH_SUFFIXES):
+            loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        else:
+            loaded = load_safetensors(data)
+    except (SegmillError, OSError) as error:
+        raise ModelError(f"{path}: the weights cannot be read: {error}") from error
+    except pickle.UnpicklingError:
+        raise ModelError(
+            f"{path}: holds Python objects beside tensors, which are not loaded since they can run "
+            "code; save its state_dict() as .safetensors"
+        ) from None
+    except (SafetensorError, RuntimeError, EOFError) as error:
+        raise ModelError(f"{path}: not a whole weights file: {error}") from None
+    return dict(_tensors(loaded, path))
+
+
+def _tensors(loaded: object, path: str) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a state dict, unwrapped, without DistributedDataParallel's prefix."""
+    for wrapper in _WRAPPERS:
+        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
+            loaded = loaded[wrapper]
+    if not isinstance(loaded, dict) or not all(torch.is_tensor(v) for v in loaded.values()):
+        raise ModelError(f"{path}: holds no state dict; save the model's state_dict()")
+    for name, tensor in loaded.items():
+        yield str(name).removeprefix("module."), tensor
+
+
+def put_weights(model: LoadedModel, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Copy the tensors into the model, all of them and nothing missing.
+
+    Raises:
+        ModelError: names or shapes differ; a different number of classes is said as such.
+    """
+    own = model.module.state_dict()
+    tensors = _renamed(own, tensors)
+    missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    if missing or unknown:
+        raise ModelError(
+            f"{source}: the weights are not those of {model.architecture}: {len(missing)} tensors "
+            f"are missing{_first(missing)}, {len(unknown)} are unknown{_first(unknown)}"
+        )
+    for name, tensor in tensors.items():
+        if tensor.shape != own[name].shape:
+            raise ModelError(_misfit(model, source, name, tensor, own[name]))
+    model.module.load_state_dict(dict(tensors))
+
+
+def _renamed(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return the tensors of a library's own file under the names of our wrapper around it."""
+    wrapped = all(name.startswith(_WRAPPED) for name in own)
+    if not wrapped or any(name.startswith(_WRAPPED) for name in tensors):
+        return tensors
+    return {_WRAPPED + k: v for k, v in tensors.items() if not k.startswith(_TRAINING_ONLY)}
+
+
+def _first(names: list[str]) -> str:
+    return f" ({names[0]!r} first)" if names else ""
+
+
+def _misfit(model: LoadedModel, source: str, name: str, found: Tensor, own: Tensor) -> str:
+    """Explain a tensor of the wrong shape; where only the class count differs, say that."""
+    classes = len(model.label_space.train_ids)
+    pairs = [(f, o) for f, o in zip(found.shape, own.shape, strict=False) if f != o]
+    if found.dim() == own.dim() and len(pairs) == 1 and pairs[0][1] == classes:
+        return (
+            f"{source}: the weights have {pairs[0][0]} classes, label space "
+            f"{model.label_space.name!r} has {classes}; name the label space that they were "
+            "trained on with ?label_space= or --label-space"
+        )
+    return (
+        f"{source}: tensor {name!r} has shape {tuple(found.shape)}, {model.architecture} needs "
+        f"{tuple(own.shape)}; give the options that it was trained with"
+    )
+
+
+def digest(model: LoadedModel) -> str:
+    """Return the sha256 of architecture, preprocessing, label space and every tensor, in hex."""
+    sha = hashlib.sha256()
+    for part in (
+        model.architecture.to_dict(),
+        model.preprocessing.to_dict(),
+        model.label_space.to_json(),
+    ):
+        sha.update(json.dumps(part, sort_keys=True).encode() + b"\0")
+    for name, tensor in model.module.state_dict().items():
+        sha.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        plain = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        sha.update(memoryview(plain.numpy()))
+    return sha.hexdigest()

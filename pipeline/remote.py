@@ -1,0 +1,178 @@
+"""Trees on fsspec file systems: buckets, web servers, memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
+
+from pipeline.errors import LayoutError, MissingExtra, MissingFile, UsageError
+from pipeline.files import HEAD, TAIL, Entry, Tree, is_junk, safe_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_EXTRAS: Final = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure",
+                  "abfss": "azure", "az": "azure"}  # fmt: skip
+_CHECKSUMS: Final = ("ETag", "etag", "checksum", "md5Hash", "md5", "crc32c", "content_md5")
+_STAMPS: Final = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
+
+
+class Remote:
+    """A file system and a root path on it, opened on first use."""
+
+    __slots__ = ("_fs", "_options", "_root", "url")
+
+    def __init__(self, url: str, options: dict[str, Any]) -> None:
+        self.url, self._options = url, options
+        self._fs: Any = None
+        self._root = ""
+
+    @property
+    def fs(self) -> Any:
+        """The fsspec file system."""
+        if self._fs is None:
+            # Listings go stale in a process that lives for nights, and a bucket's fill the memory.
+            options = {"use_listings_cache": False, **self._options}
+            self._fs, self._root = _connect(self.url, options)
+        return self._fs
+
+    def path(self, name: str) -> str:
+        """Return a name's path on the file system."""
+        fs = self.fs
+        root = self._root.rstrip("/")
+        return f"{root}/{name}" if name and root else name or self._root or fs.root_marker
+
+
+def _connect(url: str, options: dict[str, Any]) -> tuple[Any, str]:
+    import fsspec
+
+    scheme = url.partition("://")[0]
+    try:
+        fs, root = fsspec.core.url_to_fs(url, **options)
+    except ImportError:
+        if scheme not in _EXTRAS:
+            raise
+        raise MissingExtra(f"{scheme}:// paths", _EXTRAS[scheme]) from None
+    except ValueError as error:
+        raise UsageError(f"{url}: {error}") from None
+    return fs, root
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteTree(Tree):
+    """An fsspec URL as a tree; one listing request a directory, one read request a file."""
+
+    url: str
+    options: dict[str, Any] = field(default_factory=dict, repr=False, hash=False)
+    _remote: Remote = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_remote", Remote(self.url, self.options))
+
+    def __reduce__(self) -> tuple[type[RemoteTree], tuple[str, dict[str, Any]]]:
+        return RemoteTree, (self.url, self.options)
+
+    def walk(self, under: str = "", suffixes: tuple[str, ...] | None = None) -> Iterator[Entry]:
+        """Yield the files below `under`, sorted; one directory's entries are held at a time."""
+        under = safe_name(under, self.url)
+        prefix = under + "/" if under else ""
+        for key, size, fingerprint in self._children(under):
+            if key[-1] == "/":
+                yield from self.walk(prefix + key[:-1], suffixes)
+            elif suffixes is None or key.lower().endswith(suffixes):
+                yield Entry(prefix + key, size, fingerprint)
+
+    def _children(self, under: str) -> list[tuple[str, int, str]]:
+        """Return a directory's (name, bytes, fingerprint), a slash behind directories, sorted."""
+        path = self._remote.path(under)
+        try:
+            items = self._remote.fs.ls(path, detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            raise LayoutError(f"{self.url_of(under)}: no such directory") from None
+        children = []
+        for item in items:
+            base = item["name"].rstrip("/").rpartition("/")[2]
+            if not base or item["name"].strip("/") == path.strip("/"):
+                continue  # the marker object of the directory itself
+            key = base + "/" if item["type"] == "directory" else base
+            if not is_junk(key):
+                children.append((key, item.get("size") or 0, _fingerprint(item)))
+        return sorted(children)
+
+    def names(self, under: str = "") -> list[str]:
+        """Return the names of the direct children of `under`, sorted."""
+        return sorted(key.rstrip("/") for key, _, _ in self._children(safe_name(under, self.url)))
+
+    def read(self, name: str) -> bytes:
+        """Return a file's bytes."""
+        return self._cat(name)
+
+    def _cat(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
+        path = self._remote.path(safe_name(name, self.url))
+        try:
+            return bytes(self._remote.fs.cat_file(path, start=start, end=end))
+        except FileNotFoundError:
+            raise self._missing(name) from None
+        except Exception as error:  # each file system has its own classes for refusals
+            text = " ".join(str(error).split()) or type(error).__name__
+            raise MissingFile(self.url_of(name), f"cannot be read: {text}", "try again") from error
+
+    def _missing(self, name: str) -> MissingFile:
+        return MissingFile(self.url_of(name), "no such file", "restore it or take it off the list")
+
+    def open(self, name: str) -> BinaryIO:
+        """Return a file open for reading and seeking."""
+        try:
+            file: BinaryIO = self._remote.fs.open(
+                self._remote.path(safe_name(name, self.url)), "rb"
+            )
+        except FileNotFoundError:
+            raise self._missing(name) from None
+        return file
+
+    def header_bytes(self, name: str, head: int = HEAD, tail: int = TAIL) -> tuple[bytes, bytes]:
+        """Return the first and the last bytes of a file by two requests."""
+        first = self._cat(name, 0, head)
+        if len(first) < head:
+            return first, b""
+        return first, self._cat(name, -tail)
+
+    def exists(self, name: str) -> bool:
+        """Tell whether a file or directory is there."""
+        return bool(self._remote.fs.exists(self._remote.path(safe_name(name, self.url))))
+
+    def isdir(self, name: str) -> bool:
+        """Tell whether a directory is there."""
+        return bool(self._remote.fs.isdir(self._remote.path(safe_name(name, self.url))))
+
+    def entry(self, name: str) -> Entry:
+        """Return one file's entry by one request."""
+        try:
+            info = self._remote.fs.info(self._remote.path(safe_name(name, self.url)))
+        except FileNotFoundError:
+            raise self._missing(name) from None
+        if info["type"] == "directory":
+            raise MissingFile(
+                self.url_of(name), "is a directory, not a file", "take it off the list"
+            )
+        return Entry(name, info.get("size") or 0, _fingerprint(info))
+
+    def url_of(self, name: str) -> str:
+        """Return the file's URL."""
+        if not name:
+            return self.url
+        return self.url + name if self.url.endswith("/") else f"{self.url}/{name}"
+
+    def sub(self, prefix: str) -> RemoteTree:
+        """Return the tree below `prefix`."""
+        return RemoteTree(self.url_of(safe_name(prefix, self.url)), self.options)
+
+
+def _fingerprint(info: dict[str, Any]) -> str:
+    """Return a file's checksum where its file system keeps one, else size and time."""
+    for key in _CHECKSUMS:
+        if info.get(key):
+            value = info[key]
+            return value.hex() if isinstance(value, bytes | bytearray) else str(value).strip('"')
+    stamp = next((info[key] for key in _STAMPS if info.get(key)), "")
+    return f"{info.get('size') or 0}-{stamp}"

@@ -1,0 +1,400 @@
+"""One map over chunks of work: in this process and its threads, or on Ray actors.
+
+`Runner.map(make_worker, chunks)` gives each worker one object (`make_worker()`, a model or a
+connector kept warm) and feeds it chunks. Same functions, same results either way; only the order of
+the outcomes differs. Chunks are pulled: the runner never holds more than a few a worker.
+
+A chunk whose work raises comes back as an outcome with the error. On Ray, a chunk that kills its
+worker twice is halved until the one poisonous item stands alone (`PoisonInput`); in this process
+such an item ends the job, as nothing can stand between.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
+
+from pipeline.errors import PoisonInput, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+C = TypeVar("C")
+R = TypeVar("R")
+
+_KILLS_TOLERATED: Final = 1
+_IN_FLIGHT: Final = 2
+_WORTH_RAY_SECONDS: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[C, R]):
+    """A chunk and what became of it: a result, or the error that its work raised."""
+
+    chunk: C
+    result: R | None = None
+    error: BaseException | None = None
+
+
+class Runner(Protocol):
+    """Maps workers over chunks."""
+
+    @property
+    def name(self) -> str:
+        """Where the work runs: local or ray."""
+
+    def map(
+        self,
+        make_worker: Callable[[], Callable[[C], R]],
+        chunks: Iterable[C],
+        split: Callable[[C], list[C]] | None = None,
+    ) -> Iterator[Outcome[C, R]]:
+        """Yield the outcome of each chunk, in the order in which they end.
+
+        `split` halves a chunk that kills its worker; it returns one chunk when it cannot.
+        """
+
+
+def cores() -> int:
+    """Return the CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True, slots=True)
+class LocalRunner:
+    """Runs in this process: `workers` threads, each with a worker of its own.
+
+    The libraries that do the work (libdeflate, OpenCV, torch) release the interpreter's lock.
+    """
+
+    workers: int = field(default_factory=cores)
+
+    @property
+    def name(self) -> str:
+        """Where the work runs."""
+        return "local"
+
+    def map(
+        self,
+        make_worker: Callable[[], Callable[[C], R]],
+        chunks: Iterable[C],
+        split: Callable[[C], list[C]] | None = None,
+    ) -> Iterator[Outcome[C, R]]:
+        """Yield the outcome of each chunk, in the order in which they end."""
+        done: queue.Queue[Outcome[C, R] | BaseException | None] = queue.Queue(2 * self.workers)
+        feed, lock, stop = iter(chunks), threading.Lock(), threading.Event()
+
+        def work() -> None:
+            try:
+                worker = make_worker()
+                while not stop.is_set():
+                    with lock:
+                        chunk = next(feed, None)
+                    if chunk is None:
+                        break
+                    done.put(_outcome(worker, chunk))
+            except BaseException as error:
+                done.put(error)
+            finally:
+                done.put(None)
+
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(self.workers)]
+        for thread in threads:
+            thread.start()
+        running = len(threads)
+        try:
+            while running:
+                item = done.get()
+                if item is None:
+                    running -= 1
+                elif isinstance(item, BaseException):
+                    raise item
+                else:
+                    yield item
+        finally:
+            stop.set()
+            _drain(done, running)
+
+
+def _drain(done: queue.Queue[Any], running: int) -> None:
+    """Let threads that wait to hand something over end."""
+    while running:
+        running -= done.get() is None
+
+
+def _outcome(worker: Callable[[C], R], chunk: C) -> Outcome[C, R]:
+    try:
+        return Outcome(chunk, result=worker(chunk))
+    except Exception as error:
+        return Outcome(chunk, error=error)
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What one Ray actor takes, and how many there may be."""
+
+    min_actors: int = 1
+    max_actors: int | None = None
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.max_actors is not None and not 1 <= self.min_actors <= self.max_actors:
+            raise UsageError(
+                f"actors are MIN:MAX with 1 <= MIN <= MAX, not {self.min_actors}:{self.max_actors}"
+            )
+
+
+_CPU_MALLOC: Final = {
+    # glibc gives freed pages back at once and faults them in again for the next batch: with these,
+    # 22.9 CPU-ms an image became 10.1 in a measured CPU-only labelling job.
+    "MALLOC_TRIM_THRESHOLD_": "4000000000",
+    "MALLOC_MMAP_THRESHOLD_": "4000000000",
+    "MALLOC_ARENA_MAX": "1",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RayRunner:
+    """Runs on Ray actors, on this machine's cores or on the cluster at `address`."""
+
+    resources: Resources = field(default_factory=Resources)
+    address: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Where the work runs."""
+        return "ray"
+
+    def map(
+        self,
+        make_worker: Callable[[], Callable[[C], R]],
+        chunks: Iterable[C],
+        split: Callable[[C], list[C]] | None = None,
+    ) -> Iterator[Outcome[C, R]]:
+        """Yield the outcome of each chunk, in the order in which they end."""
+        started = start_ray(self.address)
+        pool: _Pool[C, R] = _Pool(self, make_worker, split)
+        try:
+            yield from pool.run(chunks)
+        finally:
+            pool.close()
+            if started:
+                import ray
+
+                ray.shutdown()
+
+
+def start_ray(address: str | None = None) -> bool:
+    """Connect to Ray, or start it on this machine; return whether this call began the session."""
+    import ray
+
+    if ray.is_initialized():
+        return False
+    target = address or os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if target:
+        ray.init(address=target, **options)
+        return True
+    # A session of our own listens on the loopback only. Left alone, Ray 2.60 turns token
+    # authentication on and leaves a token file that later sessions then require.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    ray.init(num_cpus=cores(), include_dashboard=False, **options)
+    return True
+
+
+class _Actor:
+    """What runs inside a Ray actor: one worker, kept warm."""
+
+    def __init__(self, make_worker: Callable[[], Callable[[Any], Any]]) -> None:
+        self._worker = make_worker()
+
+    def ready(self) -> bool:
+        return True
+
+    def work(self, chunk: Any) -> Outcome[Any, Any]:
+        return _outcome(self._worker, chunk)
+
+
+class _Pool(Generic[C, R]):
+    """Actors that are pulled by the driver: each holds at most `_IN_FLIGHT` chunks."""
+
+    def __init__(
+        self,
+        runner: RayRunner,
+        make_worker: Callable[[], Callable[[C], R]],
+        split: Callable[[C], list[C]] | None,
+    ) -> None:
+        import ray
+
+        self._ray, self._split = ray, split
+        self._resources = runner.resources
+        cpu_only = {} if runner.resources.gpus else _CPU_MALLOC
+        self._make = lambda: (
+            ray.remote(_Actor)
+            .options(
+                num_cpus=runner.resources.cpus,
+                num_gpus=runner.resources.gpus,
+                # Without a limit a chunk that kills its process would run for ever.
+                max_restarts=0,
+                max_task_retries=0,
+                runtime_env={"env_vars": {**cpu_only, **runner.env}},
+            )
+            .remote(make_worker)
+        )
+        self._starting: dict[Any, Any] = {}  # ready-ref -> actor
+        self._queues: dict[Any, deque[Any]] = {}  # actor -> refs, oldest first
+        self._chunks: dict[Any, tuple[C, Any]] = {}  # ref -> (chunk, actor)
+        self._kills: dict[int, int] = {}  # id of a chunk -> workers it killed
+        self._again: deque[C] = deque()
+        self._start_failures = 0
+
+    def run(self, chunks: Iterable[C]) -> Iterator[Outcome[C, R]]:
+        feed = iter(chunks)
+        for _ in range(self._resources.min_actors):
+            self._start_actor()
+        more = True
+        while True:
+            more = self._feed(feed) and more
+            if not more and not self._again and not self._chunks:
+                return
+            yield from self._collect()
+
+    def close(self) -> None:
+        for actor in [*self._queues, *self._starting.values()]:
+            self._ray.kill(actor)
+
+    def _start_actor(self) -> None:
+        actor = self._make()
+        self._starting[actor.ready.remote()] = actor
+
+    def _most(self) -> int:
+        """Return how many actors there may be: what was asked for, or what the cluster holds."""
+        wanted = self._resources
+        if wanted.max_actors is not None:
+            return wanted.max_actors
+        held = self._ray.cluster_resources()
+        kind, each = ("GPU", wanted.gpus) if wanted.gpus else ("CPU", max(wanted.cpus, 1e-9))
+        return max(wanted.min_actors, int(held.get(kind, 0) // each))
+
+    def _feed(self, feed: Iterator[C]) -> bool:
+        """Hand chunks to actors with room; return False when the feed is at its end."""
+        for actor, refs in sorted(self._queues.items(), key=lambda item: len(item[1])):
+            while len(refs) < _IN_FLIGHT:
+                chunk = self._again.popleft() if self._again else next(feed, None)
+                if chunk is None:
+                    return False
+                ref = actor.work.remote(chunk)
+                refs.append(ref)
+                self._chunks[ref] = (chunk, actor)
+        if len(self._queues) + len(self._starting) < self._most():
+            self._start_actor()  # work is left and every actor is full
+        return True
+
+    def _collect(self) -> Iterator[Outcome[C, R]]:
+        """Wait for one event: an actor that is ready, or a chunk that ended."""
+        refs = [*self._chunks, *self._starting]
+        ready, _ = self._ray.wait(refs, num_returns=1)
+        for ref in ready:
+            if ref in self._starting:
+                self._begin(ref)
+            elif ref in self._chunks:
+                yield from self._end(ref)
+
+    def _begin(self, ref: Any) -> None:
+        actor = self._starting.pop(ref)
+        try:
+            self._ray.get(ref)
+        except self._ray.exceptions.RayError as error:
+            self._start_failures += 1
+            if self._start_failures >= 3 or not _is_death(error):
+                cause = getattr(error, "cause", None) or _init_error(error)
+                raise cause if isinstance(cause, Exception) else error from None
+            self._start_actor()
+        else:
+            self._queues[actor] = deque()
+
+    def _end(self, ref: Any) -> Iterator[Outcome[C, R]]:
+        chunk, actor = self._chunks[ref]
+        try:
+            outcome = self._ray.get(ref)
+        except self._ray.exceptions.RayError as error:
+            yield from self._bury(actor, error)
+            return
+        del self._chunks[ref]
+        self._queues[actor].remove(ref)
+        self._kills.pop(id(chunk), None)
+        # The chunk came back as a copy; callers may compare it by identity.
+        yield Outcome(chunk, outcome.result, outcome.error)
+
+    def _bury(self, actor: Any, error: BaseException) -> Iterator[Outcome[C, R]]:
+        """Give a dead actor's chunks to others; the oldest one is the suspect."""
+        refs = list(self._queues.pop(actor, ()))
+        lost = [self._chunks.pop(ref)[0] for ref in refs if ref in self._chunks]
+        self._ray.kill(actor)
+        if lost:
+            suspect, innocent = lost[0], lost[1:]
+            self._again.extendleft(reversed(innocent))
+            yield from self._judge(suspect, error)
+        if len(self._queues) + len(self._starting) < self._resources.min_actors:
+            self._start_actor()
+
+    def _judge(self, suspect: C, error: BaseException) -> Iterator[Outcome[C, R]]:
+        kills = self._kills.pop(id(suspect), 0) + 1
+        if kills <= _KILLS_TOLERATED:
+            self._kills[id(suspect)] = kills
+            self._again.append(suspect)
+            return
+        parts = self._split(suspect) if self._split else [suspect]
+        if len(parts) > 1:
+            for part in parts:
+                self._kills[id(part)] = _KILLS_TOLERATED
+            self._again.extend(parts)
+            return
+        cause = "it killed the process that worked on it, twice"
+        poison = PoisonInput("the input", cause, "look at the file with another tool, or remove it")
+        poison.__cause__ = error
+        yield Outcome(suspect, error=poison)
+
+
+def _is_death(error: BaseException) -> bool:
+    return type(error).__name__ in {"ActorUnavailableError", "NodeDiedError", "WorkerCrashedError"}
+
+
+def _init_error(error: BaseException) -> BaseException | None:
+    """Return what the worker's constructor raised, out of Ray's wrapping."""
+    inner = getattr(error, "__cause__", None)
+    return inner if isinstance(inner, BaseException) else None
+
+
+def choose(
+    mode: str,
+    *,
+    seconds: float,
+    resources: Resources,
+    address: str | None = None,
+    workers: int | None = None,
+) -> Runner:
+    """Return the runner for about `seconds` of work on one core.
+
+    `auto` takes Ray when there is a cluster to use, a GPU to pin or more than a minute of this
+    machine's work: Ray costs seconds to start and a gigabyte at rest.
+
+    Raises:
+        UsageError: the mode is none of auto, local, ray.
+    """
+    if mode not in {"auto", "local", "ray"}:
+        raise UsageError(f"--runner takes auto, local or ray, not {mode!r}")
+    count = workers or cores()
+    cluster = address or os.environ.get("RAY_ADDRESS")
+    wants_ray = bool(cluster) or resources.gpus > 0 or seconds / count > _WORTH_RAY_SECONDS
+    if mode == "local" or (mode == "auto" and not wants_ray):
+        return LocalRunner(count)
+    if resources.max_actors is None and workers:
+        resources = Resources(resources.min_actors, workers, resources.cpus, resources.gpus)
+    return RayRunner(resources, address)

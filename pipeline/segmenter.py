@@ -1,0 +1,345 @@
+"""The segmenter: holds one model on one device and turns images into labelled records.
+
+Reading and decoding run in the segmenter's own threads, ahead of the device; the resizing of
+logits, arg-max and confidence run on the device, so that only bytes leave it; cells are encoded in
+threads again. Batches hold images of one size, in the order of the listing, so that the same shard
+gives the same rows whoever labels it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+import torch
+from torch.nn import functional as F  # noqa: N812 - torch's own convention
+
+from pipeline import masks
+from pipeline.errors import CorruptImage, InputError, ModelError, UsageError
+from pipeline.files import read_url
+from pipeline.images import decode, header
+from pipeline.models import load_model
+from pipeline.record import File, Provenance, Record
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from pipeline.label_space import LabelSpace
+    from pipeline.models.loaded import LoadedModel
+    from pipeline.record import Sample
+
+Precision = Literal["fp32", "bf16", "fp16"]
+PRECISIONS: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_LOGITS_BYTES: Final = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class LabelOptions:
+    """How images are labelled. Batch size, threads and device don't change the labels."""
+
+    batch_size: int = 8
+    precision: Precision = "fp32"
+    confidence: bool = False
+    input_size: tuple[int, int] | None = None
+    """Height and width that images are resized to for the model; None: what the model says."""
+    kind: Literal["model", "pseudo"] = "model"
+    device: str = "auto"
+    threads: int = 2
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"--precision takes fp32, bf16 or fp16, not {self.precision!r}")
+        if self.batch_size < 1:
+            raise UsageError(f"--batch-size is at least 1, not {self.batch_size}")
+
+    def output_identity(self) -> list[str]:
+        """Return what, beyond the model, changes the labels: part of the model digest."""
+        size = "native" if self.input_size is None else "{}x{}".format(*self.input_size)
+        return [self.precision, size, f"confidence={self.confidence}"]
+
+
+@dataclass(frozen=True, slots=True)
+class SegmenterFactory:
+    """Makes a segmenter in the process (or thread) that will use it; picklable."""
+
+    uri: str
+    weights: str | None = None
+    label_space: str | None = None
+    options: LabelOptions = field(default_factory=LabelOptions)
+
+    def __call__(self) -> Segmenter:
+        """Load the model (once a process) and return a segmenter."""
+        device = pick_device(self.options.device)
+        model = _load_once(self.uri, self.weights, self.label_space, str(device))
+        return Segmenter(model, device, self.options)
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device that a worker uses: the one GPU that Ray lets it see, or the CPU."""
+    if name != "auto":
+        return torch.device(name)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+_LOADING = threading.Lock()
+
+
+def _load_once(uri: str, weights: str | None, space: str | None, device: str) -> LoadedModel:
+    """Load a model onto a device once a process: threads share it, as inference changes nothing."""
+    with _LOADING:
+        return _loaded(uri, weights, space, device)
+
+
+@lru_cache(maxsize=2)
+def _loaded(uri: str, weights: str | None, space: str | None, device: str) -> LoadedModel:
+    model = load_model(uri, weights=weights, label_space=space)
+    model.module.requires_grad_(False).eval()
+    model.module.to(torch.device(device)).to(memory_format=torch.channels_last)
+    return model
+
+
+@dataclass(slots=True)
+class _Decoded:
+    """An image in memory: RGB uint8 [H, W, 3], and the EXIF orientation that was applied."""
+
+    sample: Sample
+    pixels: NDArray[np.uint8]
+    orientation: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Predicted:
+    """A label map of class ids [H, W], and confidence uint8 [H, W] = round(255 p)."""
+
+    ids: NDArray[np.uint8] | NDArray[np.uint16]
+    confidence: NDArray[np.uint8]
+
+
+class Segmenter:
+    """One model on one device; called with a shard's samples, it yields their records."""
+
+    def __init__(self, model: LoadedModel, device: torch.device, options: LabelOptions) -> None:
+        self._model, self._device, self._options = model, device, options
+        self._space: LabelSpace = model.label_space
+        prep = model.preprocessing
+        self._size = options.input_size or prep.size
+        shape = (1, 3, 1, 1)
+        self._mean = torch.tensor(prep.mean, device=device).view(shape) * 255
+        self._scale = 1 / (torch.tensor(prep.std, device=device).view(shape) * 255)
+        ids = np.array(self._space.train_ids)
+        self._lut = ids.astype(self._space.dtype)
+        self._threads = max(1, options.threads)
+        if device.type == "cpu":
+            # Actors and threads share the cores: threads of theirs would wait for one another.
+            torch.set_num_threads(1)
+
+    def __call__(self, samples: Sequence[Sample]) -> Iterator[tuple[Sample, Record | InputError]]:
+        """Yield each sample with its record or the error that stopped it."""
+        with ThreadPoolExecutor(self._threads) as pool:
+            batches: dict[tuple[int, ...], list[_Decoded]] = {}
+            encoding: deque[Future[tuple[Sample, Record | InputError]]] = deque()
+            for sample, decoded in self._decode_ahead(pool, samples):
+                if isinstance(decoded, InputError):
+                    yield sample, decoded
+                    continue
+                batch = batches.setdefault(decoded.pixels.shape, [])
+                batch.append(decoded)
+                if len(batch) == self._options.batch_size:
+                    self._label(pool, batches.pop(decoded.pixels.shape), encoding)
+                while len(encoding) > 4 * self._options.batch_size:
+                    yield encoding.popleft().result()
+            for batch in batches.values():
+                self._label(pool, batch, encoding)
+            while encoding:
+                yield encoding.popleft().result()
+
+    def _decode_ahead(
+        self, pool: ThreadPoolExecutor, samples: Sequence[Sample]
+    ) -> Iterator[tuple[Sample, _Decoded | InputError]]:
+        """Yield decoded images in order, while the next ones are read and decoded."""
+        ahead: deque[tuple[Sample, Future[_Decoded | InputError]]] = deque()
+        embedded = _embedded_bytes(samples)
+        for sample in samples:
+            ahead.append((sample, pool.submit(_decode, sample, embedded.get(sample.path))))
+            if len(ahead) > 2 * self._options.batch_size:
+                first, future = ahead.popleft()
+                yield first, future.result()
+        for first, future in ahead:
+            yield first, future.result()
+
+    def _label(
+        self,
+        pool: ThreadPoolExecutor,
+        batch: list[_Decoded],
+        encoding: deque[Future[tuple[Sample, Record | InputError]]],
+    ) -> None:
+        """Run one batch through the model and hand the results to the encoders."""
+        predicted = self.predict(np.stack([d.pixels for d in batch]))
+        for decoded, one in zip(batch, predicted, strict=True):
+            encoding.append(pool.submit(self._encode, decoded, one))
+
+    def _encode(
+        self, decoded: _Decoded, predicted: _Predicted
+    ) -> tuple[Sample, Record | InputError]:
+        sample, (height, width) = decoded.sample, predicted.ids.shape
+        confidence = None
+        if self._options.confidence:
+            confidence = File(bytes=masks.encode(predicted.confidence))
+        record = Record(
+            image_id=sample.image_id,
+            dataset=sample.dataset,
+            split=sample.split,
+            image=File(sample.path),
+            fingerprint=sample.fingerprint,
+            height=height,
+            width=width,
+            label_space=self._space.name,
+            mask=File(bytes=masks.encode(predicted.ids, _palette(self._space))),
+            confidence=confidence,
+            classes=masks.class_pixels(predicted.ids, self._space, predicted.confidence),
+            provenance=Provenance(self._options.kind, self._model.uri, sample.digest),
+            extra=f'{{"orientation": {decoded.orientation}}}' if decoded.orientation != 1 else None,
+        )
+        return sample, record
+
+    @torch.inference_mode()
+    def predict(self, pixels: NDArray[np.uint8]) -> list[_Predicted]:
+        """Label RGB images uint8 [N, H, W, 3] of one size; a batch too large for memory is halved.
+
+        Raises:
+            ModelError: the model's channels are not its label space's classes.
+        """
+        try:
+            return self._predict(pixels)
+        except torch.cuda.OutOfMemoryError:
+            if len(pixels) == 1:
+                raise
+            torch.cuda.empty_cache()
+        middle = len(pixels) // 2
+        return self.predict(pixels[:middle]) + self.predict(pixels[middle:])
+
+    def _predict(self, pixels: NDArray[np.uint8]) -> list[_Predicted]:
+        height, width = pixels.shape[1:3]
+        host = torch.from_numpy(pixels)
+        if self._device.type == "cuda":
+            host = host.pin_memory()
+        images = host.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
+        images = (images.to(torch.float32) - self._mean) * self._scale
+        images = images.contiguous(memory_format=torch.channels_last)
+        if self._size and self._size != (height, width):
+            images = F.interpolate(images, self._size, mode="bilinear", antialias=True)
+        rows, columns = images.shape[2:]
+        with self._autocast():
+            logits = self._model.module(_pad(images, self._model.preprocessing.multiple))
+        if logits.shape[1] != len(self._lut):
+            raise ModelError(
+                f"{self._model.uri}: the model has {logits.shape[1]} classes, label space "
+                f"{self._space.name!r} has {len(self._lut)}; name another with --label-space"
+            )
+        return self._decide(logits, (rows, columns), (height, width))
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        dtype = PRECISIONS[self._options.precision]
+        if dtype is torch.float32:
+            return nullcontext()
+        return torch.autocast(self._device.type, dtype)
+
+    def _decide(
+        self, logits: Tensor, inside: tuple[int, int], size: tuple[int, int]
+    ) -> list[_Predicted]:
+        """Bring logits to the image's size, a few images at a time, and keep the best class."""
+        each = 4 * logits.shape[1] * size[0] * size[1]
+        step = max(1, _LOGITS_BYTES // each)
+        found: list[_Predicted] = []
+        multiple = self._model.preprocessing.multiple
+        padded = tuple(-(-n // multiple) * multiple for n in inside)
+        for part in torch.split(logits.float(), step):
+            if padded != inside:
+                full = F.interpolate(part, padded, mode="bilinear", align_corners=False)
+                part = full[:, :, : inside[0], : inside[1]]
+            if part.shape[2:] != torch.Size(size):
+                part = F.interpolate(part, size, mode="bilinear", align_corners=False)
+            top, best = part.max(dim=1)
+            # p of the best class is 1 / sum(exp(logit - top)): no full softmax is kept.
+            p = 1 / (part - top.unsqueeze(1)).exp().sum(dim=1)
+            confidence = (p * 255).round().to(torch.uint8).cpu().numpy()
+            ids = self._lut[best.to(torch.int32).cpu().numpy()]
+            found += [_Predicted(i, c) for i, c in zip(ids, confidence, strict=True)]
+        return found
+
+
+def _palette(space: LabelSpace) -> bytes | None:
+    return space.palette() if space.dtype is np.uint8 else None
+
+
+def _pad(images: Tensor, multiple: int) -> Tensor:
+    """Pad at the bottom and right to a multiple, by repeating the border."""
+    down, right = -images.shape[2] % multiple, -images.shape[3] % multiple
+    return F.pad(images, (0, right, 0, down), mode="replicate") if down or right else images
+
+
+def _decode(sample: Sample, data: bytes | None) -> _Decoded | InputError:
+    """Read and decode one image; an image of a dataset keeps the grid that its labels lie on."""
+    try:
+        if data is None:
+            data = read_url(sample.path)
+        as_seen = not (isinstance(sample.payload, dict) and sample.payload.get("as_stored"))
+        orientation = header(data, sample.path).orientation if as_seen else 1
+        return _Decoded(sample, decode(data, sample.path, orient=as_seen), orientation)
+    except InputError as error:
+        return error
+    except OSError as error:
+        mend = "check that it can be read, then run the same command again"
+        return InputError(sample.path, f"cannot be read ({error.strerror or error})", mend)
+    except MemoryError:
+        return CorruptImage(sample.path, "does not fit into memory", "make it smaller")
+
+
+def _embedded_bytes(samples: Sequence[Sample]) -> dict[str, bytes]:
+    """Return the images that a store holds itself, by path."""
+    stores = {
+        (s.payload["store"], s.payload["version"])
+        for s in samples
+        if isinstance(s.payload, dict) and "store" in s.payload
+    }
+    if not stores:
+        return {}
+    import pyarrow.compute as pc
+
+    from pipeline.store import Store
+
+    found: dict[str, bytes] = {}
+    ids = [s.image_id for s in samples]
+    for url, version in stores:
+        rows = Store.open(url, version).scan(["image"], pc.field("image_id").isin(ids), 16)
+        for batch in rows:
+            held: Iterable[dict[str, Any]] = batch["image"].to_pylist()
+            found.update({i["path"]: i["bytes"] for i in held if i["bytes"] is not None})
+    return found
+
+
+def describe_device() -> dict[str, str | None]:
+    """Return what this worker runs on: device name and the GPUs that Ray lets it see."""
+    device = pick_device("auto")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return {"device": name, "visible": os.environ.get("CUDA_VISIBLE_DEVICES")}
+
+
+def seconds_an_image(segmenter: Segmenter, height: int, width: int) -> float:
+    """Time one forward pass on a blank image, after one to warm up: to size a job."""
+    blank = np.zeros((1, height, width, 3), np.uint8)
+    segmenter.predict(blank)
+    start = time.perf_counter()
+    segmenter.predict(blank)
+    return time.perf_counter() - start

@@ -1,0 +1,524 @@
+"""The label store: a Delta table of records on any file system.
+
+Workers write fragments (`pipeline.fragment`); only a driver commits, with Add and Remove actions of
+its own, so that one commit is one step that readers see whole or not at all. Why Delta and not a
+manifest of our own: atomic commits, concurrent writers, time travel, and readers in every tool.
+
+Beside the labels lie `_errors/` (a second Delta table: inputs that failed) and `_segmill/` (plans
+of runs, tags). Delta leaves names that begin with an underscore alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import pyarrow as pa
+
+from pipeline import failures as failures_table
+from pipeline.errors import CommitConflict, NotAStore, StoreError, StoreTooNew, UsageError
+from pipeline.fragment import Fragment
+from pipeline.label_space import LabelSpace
+from pipeline.record import COLUMNS, SCHEMA, SCHEMA_VERSION, from_batch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from datetime import datetime
+
+    import pyarrow.compute as pc
+    from deltalake import DeltaTable
+
+    from pipeline.failures import Failure
+    from pipeline.files import Tree
+    from pipeline.record import Record
+    from pipeline.sinks import Sink
+
+_VERSION_KEY: Final = "segmill.schema_version"
+_SPACE_KEY: Final = "segmill.label_space."
+_TAGS: Final = "_segmill/tags"
+_ATTEMPTS: Final = 8
+
+Swap = tuple[list[Fragment], list[Fragment]]
+"""Fragments to add, and fragments that they replace."""
+
+
+def locate(url: str | os.PathLike[str]) -> str:
+    """Return a store's URL in one form: absolute for local paths, without a slash at the end."""
+    text = os.fspath(url).removeprefix("file://")
+    if "://" not in text:
+        text = os.path.abspath(text)
+    return text.rstrip("/") or "/"
+
+
+def _field(name: str) -> pa.Field:
+    """Return a column of the schema, or a field of one under its dotted name."""
+    column, _, inner = name.partition(".")
+    field = SCHEMA.field(column)
+    return pa.field(name, field.type.field(inner).type) if inner else field
+
+
+def _expressions(names: Iterable[str]) -> dict[str, pc.Expression]:
+    import pyarrow.compute as pc
+
+    return {name: pc.field(*name.split(".")) for name in names}
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """One entry of a store's history; `note` is what segmill wrote into it."""
+
+    version: int
+    at: datetime
+    operation: str
+    note: Mapping[str, Any]
+
+
+class Store:
+    """One snapshot of a label store; `latest()` is the way to a newer one.
+
+    Picklable: a worker that gets a store opens the same version.
+    """
+
+    def __init__(self, url: str, version: int | None, options: Mapping[str, str] | None) -> None:
+        self.url, self._asked, self._options = url, version, dict(options or {})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Store, (self.url, self.version, self._options)
+
+    @classmethod
+    def open(
+        cls,
+        url: str | os.PathLike[str],
+        version: int | str | None = None,
+        options: Mapping[str, str] | None = None,
+    ) -> Store:
+        """Open a store at a version, a tag's version, or the newest.
+
+        Raises:
+            NotAStore: there is none.
+            StoreTooNew: it was written in a schema that this segmill does not know.
+        """
+        store = cls(locate(url), None, options)
+        if isinstance(version, str):
+            version = int(version) if version.isdigit() else store.tags().get(version, version)
+            if isinstance(version, str):
+                known = ", ".join(store.tags()) or "none"
+                raise UsageError(f"{store.url}: no tag is called {version!r}; its tags: {known}")
+        store._asked = version
+        store._check()
+        return store
+
+    @classmethod
+    def create(
+        cls,
+        url: str | os.PathLike[str],
+        spaces: Iterable[LabelSpace],
+        options: Mapping[str, str] | None = None,
+    ) -> Store:
+        """Create an empty store, or open the one that is there and add the label spaces to it."""
+        from deltalake import DeltaTable, Schema
+
+        location = locate(url)
+        if DeltaTable.is_deltatable(location, dict(options or {}) or None):
+            store = cls.open(location, options=options)
+            return store.with_spaces(spaces)
+        if os.path.isdir(location) and os.listdir(location):
+            raise NotAStore(
+                f"{location}: the directory is not empty and holds no label store; "
+                f"name another path or empty it"
+            )
+        DeltaTable.create(
+            location,
+            Schema.from_arrow(SCHEMA.remove_metadata()),
+            mode="ignore",
+            name="segmill labels",
+            configuration=cast(
+                "Any",
+                {_VERSION_KEY: str(SCHEMA_VERSION)}
+                | {_SPACE_KEY + s.name: s.to_json() for s in spaces},
+            ),
+            storage_options=dict(options or {}) or None,
+            raise_if_key_not_exists=False,
+        )
+        return cls.open(location, options=options)
+
+    # --- what the snapshot holds -----------------------------------------------------------------
+
+    @cached_property
+    def _table(self) -> DeltaTable:
+        from deltalake import DeltaTable
+        from deltalake.exceptions import DeltaError, TableNotFoundError
+
+        try:
+            return DeltaTable(self.url, version=self._asked, storage_options=self._options or None)
+        except TableNotFoundError:
+            raise NotAStore(
+                f"{self.url}: no label store here; `segmill ingest` or `segmill label` makes one"
+            ) from None
+        except (DeltaError, OSError) as error:
+            raise StoreError(
+                f"{self.url}: {error}; `segmill store history` lists versions"
+            ) from None
+
+    def _check(self) -> None:
+        configuration = self._configuration
+        if _VERSION_KEY not in configuration:
+            raise NotAStore(f"{self.url}: a Delta table, but not a label store of segmill")
+        found = int(configuration[_VERSION_KEY])
+        if found > SCHEMA_VERSION:
+            raise StoreTooNew(
+                f"{self.url}: written in schema version {found}, this segmill reads up to "
+                f"{SCHEMA_VERSION}; upgrade segmill"
+            )
+
+    @cached_property
+    def _configuration(self) -> dict[str, str]:
+        return {k: v for k, v in self._table.metadata().configuration.items() if v is not None}
+
+    @property
+    def version(self) -> int:
+        """The snapshot's version."""
+        return int(self._table.version())
+
+    @cached_property
+    def label_spaces(self) -> dict[str, LabelSpace]:
+        """The label spaces that rows may name, by name."""
+        found = (v for k, v in sorted(self._configuration.items()) if k.startswith(_SPACE_KEY))
+        return {space.name: space for space in map(LabelSpace.from_json, found)}
+
+    def space(self, name: str) -> LabelSpace:
+        """Return the label space called name, of this store.
+
+        Raises:
+            StoreError: a row names a label space that the store does not describe.
+        """
+        try:
+            return self.label_spaces[name]
+        except KeyError:
+            known = ", ".join(self.label_spaces) or "none"
+            raise StoreError(
+                f"{self.url}: no label space {name!r}; it describes: {known}"
+            ) from None
+
+    def fragments(self) -> list[Fragment]:
+        """Return the snapshot's fragments, ordered by their first image_id."""
+        table = pa.table(self._table.get_add_actions(flatten=True))
+        if not table.num_rows:
+            return []
+        columns = [table[n].to_pylist() for n in ("path", "num_records", "size_bytes")]
+        ranges = [
+            table[n].to_pylist() if n in table.column_names else [""] * table.num_rows
+            for n in ("min.image_id", "max.image_id")
+        ]
+        rows = zip(*columns, *ranges, strict=True)
+        found = [Fragment(p, n or 0, s, low or "", high or "") for p, n, s, low, high in rows]
+        return sorted(found, key=lambda f: (f.min_id, f.path))
+
+    def count(self, where: pc.Expression | str | None = None) -> int:
+        """Count rows; without a filter this reads the log alone."""
+        if where is None:
+            return sum(f.rows for f in self.fragments())
+        return sum(batch.num_rows for batch in self.scan(["image_id"], where))
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def scan(
+        self,
+        columns: Sequence[str] | Mapping[str, pc.Expression] | None = None,
+        where: pc.Expression | str | None = None,
+        batch_rows: int = 256,
+    ) -> Iterator[pa.RecordBatch]:
+        """Read rows lazily, a batch at a time; only the columns asked for leave the files.
+
+        A column may be a field of one (`image.path`). `where` is a pyarrow expression, or the text of an SQL condition on the columns
+        (`split = 'val' and height > 400`). A mapping computes columns from expressions.
+        """
+        names = list(columns or COLUMNS)
+        if isinstance(where, str):
+            yield from self._scan_sql(names, where, batch_rows)
+            return
+        import pyarrow.dataset as ds
+
+        # The defaults read sixteen batches of four files ahead: gigabytes where rows hold masks.
+        scanner = ds.Scanner.from_dataset(
+            self._table.to_pyarrow_dataset(),
+            columns=columns if isinstance(columns, dict) else _expressions(names),
+            filter=where,
+            batch_size=batch_rows,
+            batch_readahead=2,
+            fragment_readahead=1,
+        )
+        for batch in scanner.to_batches():
+            if batch.num_rows:
+                yield batch
+
+    def scan_fragments(
+        self, columns: Sequence[str], batch_rows: int = 16384
+    ) -> Iterator[tuple[str, pa.RecordBatch]]:
+        """Read columns, or fields of columns, with the path of the fragment that holds the rows."""
+        picked = _expressions(columns)
+        for fragment in self._table.to_pyarrow_dataset().get_fragments():
+            scanner = fragment.scanner(
+                schema=SCHEMA.remove_metadata(), columns=picked, batch_size=batch_rows
+            )
+            for batch in scanner.to_batches():
+                yield fragment.path, batch
+
+    def _scan_sql(
+        self, names: Sequence[str], where: str, batch_rows: int
+    ) -> Iterator[pa.RecordBatch]:
+        from deltalake import QueryBuilder
+
+        # A field's name in brackets: DataFusion would take a dot for a table's name.
+        asked = ", ".join(
+            "{}['{}'] AS \"{}\"".format(*n.split("."), n) if "." in n else n for n in names
+        )
+        schema = pa.schema([_field(name) for name in names])
+        try:
+            query = f"SELECT {asked} FROM store WHERE {where}"
+            found = QueryBuilder().register("store", self._table).execute(query)
+            for batch in pa.RecordBatchReader.from_stream(found):
+                # The engine answers in view types, which few readers know.
+                plain = pa.Table.from_batches([batch]).cast(schema)
+                yield from plain.to_batches(max_chunksize=batch_rows)
+        except pa.ArrowException:
+            raise
+        except Exception as error:
+            raise UsageError(f"--where {where!r}: {str(error).splitlines()[0]}") from None
+
+    def rows(self, fragment: Fragment, start: int = 0, stop: int | None = None) -> Iterator[Record]:
+        """Read a range of a fragment's rows, whole."""
+        import pyarrow.parquet as pq
+
+        at, stop = 0, fragment.rows if stop is None else stop
+        with self.tree().open(fragment.path) as file:
+            parquet = pq.ParquetFile(file)
+            for number in range(parquet.num_row_groups):
+                count = parquet.metadata.row_group(number).num_rows
+                low, high = max(start - at, 0), min(stop - at, count)
+                if low < high:
+                    group = parquet.read_row_group(number, columns=list(COLUMNS))
+                    yield from from_batch(group.slice(low, high - low))
+                at += count
+
+    def used_spaces(self, where: pc.Expression | str | None = None) -> list[LabelSpace]:
+        """Return the label spaces that rows name, by name."""
+        found: set[str] = set()
+        for batch in self.scan(["label_space"], where, batch_rows=65536):
+            found.update(batch["label_space"].unique().to_pylist())
+        return [self.space(name) for name in sorted(found)]
+
+    def records(
+        self, where: pc.Expression | str | None = None, batch_rows: int = 64
+    ) -> Iterator[Record]:
+        """Read whole rows lazily."""
+        for batch in self.scan(None, where, batch_rows):
+            yield from from_batch(batch)
+
+    def tree(self) -> Tree:
+        """Return the store's files, for reading."""
+        from pipeline.files import open_tree
+
+        return open_tree(self.url, **self._options)
+
+    def sink(self) -> Sink:
+        """Return the store's files, for writing; picklable."""
+        from pipeline.files import open_sink
+
+        return open_sink(self.url, durable=True, **self._options)
+
+    # --- writing: one commit, one step -----------------------------------------------------------
+
+    def latest(self) -> Store:
+        """Return the newest snapshot of this store."""
+        return Store.open(self.url, options=self._options)
+
+    def with_spaces(self, spaces: Iterable[LabelSpace]) -> Store:
+        """Describe more label spaces.
+
+        Raises:
+            StoreError: one is known under the same name with other classes.
+        """
+        new = {}
+        for space in spaces:
+            known = self.label_spaces.get(space.name)
+            if known is None:
+                new[_SPACE_KEY + space.name] = space.to_json()
+            elif known != space:
+                raise StoreError(
+                    f"{self.url}: label space {space.name!r} is there with other classes; "
+                    f"give yours another name"
+                )
+        if not new:
+            return self
+        self._table.alter.set_table_properties(new, raise_if_not_exists=False)
+        return self.latest()
+
+    def commit(
+        self,
+        add: Sequence[Fragment],
+        remove: Sequence[Fragment] = (),
+        *,
+        note: Mapping[str, Any] | None = None,
+        rebase: Callable[[Store], Swap] | None = None,
+    ) -> Store:
+        """Add and remove fragments in one step and return the snapshot that results.
+
+        Fragments that the table holds already are left out, so that a commit may be repeated. When
+        another writer came first, `rebase` computes the swap anew on the newest snapshot.
+
+        Raises:
+            CommitConflict: another writer keeps replacing the same fragments.
+        """
+        from deltalake.exceptions import CommitFailedError
+
+        store = self
+        for attempt in range(_ATTEMPTS):
+            try:
+                return store._try_commit(add, remove, note or {})
+            except CommitFailedError as error:
+                if rebase is None:
+                    raise CommitConflict(f"{self.url}: {error}") from None
+                time.sleep(0.05 * 2**attempt)
+                store = self.latest()
+                add, remove = rebase(store)
+        raise CommitConflict(
+            f"{self.url}: other writers replaced the same rows {_ATTEMPTS} times; run this again"
+        )
+
+    def _try_commit(
+        self, add: Sequence[Fragment], remove: Sequence[Fragment], note: Mapping[str, Any]
+    ) -> Store:
+        from deltalake import CommitProperties
+        from deltalake.transaction import AddAction, RemoveAction
+
+        held = {f.path for f in self.fragments()}
+        now = int(time.time() * 1000)
+        actions: list[Any] = [
+            AddAction(f.path, f.size, {}, now, True, f.statistics())
+            for f in add
+            if f.path not in held and f.rows
+        ]
+        actions += [RemoveAction(f.path, True, now, f.size, {}) for f in remove if f.path in held]
+        if not actions:
+            return self
+        self._table.create_write_transaction(
+            actions,
+            mode="append",
+            schema=self._table.schema(),
+            commit_properties=CommitProperties(
+                custom_metadata={"segmill": json.dumps(note, default=str)},
+                max_commit_retries=_ATTEMPTS,
+            ),
+        )
+        return self.latest()
+
+    def add_failures(self, failures: Iterable[Failure], run: str, at: datetime, name: str) -> None:
+        """Write failures to the errors table; the same name twice is written once."""
+        import pyarrow.parquet as pq
+        from deltalake import CommitProperties, DeltaTable, Schema
+        from deltalake.transaction import AddAction
+
+        rows = failures_table.to_table(failures, run, at)
+        if not rows.num_rows:
+            return
+        url, options = f"{self.url}/_errors", self._options or None
+        if not DeltaTable.is_deltatable(url, options):
+            schema = Schema.from_arrow(failures_table.SCHEMA)
+            DeltaTable.create(url, schema, mode="ignore", storage_options=options)
+        table = DeltaTable(url, storage_options=options)
+        path = f"data/{name}.parquet"
+        if any(uri.endswith(f"/{path}") for uri in table.file_uris()):
+            return
+        buffer = pa.BufferOutputStream()
+        pq.write_table(rows, buffer, compression="zstd")
+        data = buffer.getvalue()
+        self.sink().write(f"_errors/{path}", memoryview(data))
+        stats = json.dumps({"numRecords": rows.num_rows})
+        table.create_write_transaction(
+            [AddAction(path, data.size, {}, int(time.time() * 1000), True, stats)],
+            mode="append",
+            schema=table.schema(),
+            commit_properties=CommitProperties(max_commit_retries=_ATTEMPTS),
+        )
+
+    def failures(self) -> pa.Table:
+        """Return the errors table: every input that failed, in any run."""
+        from deltalake import DeltaTable
+
+        url = f"{self.url}/_errors"
+        if not DeltaTable.is_deltatable(url, self._options or None):
+            return failures_table.SCHEMA.empty_table()
+        table = DeltaTable(url, storage_options=self._options or None)
+        return table.to_pyarrow_dataset().to_table()
+
+    # --- versions --------------------------------------------------------------------------------
+
+    def history(self, limit: int | None = None) -> list[Commit]:
+        """Return the store's commits, newest first."""
+        from datetime import UTC, datetime
+
+        return [
+            Commit(
+                version=entry["version"],
+                at=datetime.fromtimestamp(entry["timestamp"] / 1000, UTC),
+                operation=entry["operation"],
+                note=json.loads(entry.get("segmill", "{}")),
+            )
+            for entry in self._table.history(limit)
+        ]
+
+    def restore(self, version: int | str) -> Store:
+        """Make an old version the newest again, as a commit of its own; nothing is deleted."""
+        from deltalake import CommitProperties
+
+        target = Store.open(self.url, version, self._options).version
+        note = {"segmill": json.dumps({"restored": target})}
+        self.latest()._table.restore(
+            target, commit_properties=CommitProperties(custom_metadata=note)
+        )
+        return self.latest()
+
+    def tags(self) -> dict[str, int]:
+        """Return the store's tags and their versions."""
+        from pipeline.errors import LayoutError
+
+        try:
+            tree = self.tree()
+            if not tree.isdir(_TAGS):
+                return {}
+            names = [n for n in tree.names(_TAGS) if n.endswith(".json")]
+            held = [json.loads(tree.read(f"{_TAGS}/{n}")) for n in names]
+        except LayoutError:
+            return {}
+        return {tag["name"]: int(tag["version"]) for tag in held}
+
+    def tag(self, name: str) -> int:
+        """Give this snapshot a name; `vacuum` keeps what a tag names. Return the version.
+
+        Raises:
+            UsageError: the name is a number, is empty, or holds a slash.
+        """
+        if not name or name.isdigit() or "/" in name or name.startswith("."):
+            raise UsageError(f"a tag is a name without slashes that is no number, not {name!r}")
+        text = json.dumps({"name": name, "version": self.version})
+        self.sink().write(f"{_TAGS}/{name}.json", text.encode())
+        return self.version
+
+    def vacuum(self, *, hours: float = 168, delete: bool = False) -> list[str]:
+        """Return the files that no version of the last `hours` needs; delete them if told to.
+
+        Orphans of crashed runs are among them; versions that a tag names are kept whole.
+        """
+        found: list[str] = self._table.vacuum(
+            retention_hours=int(hours),
+            dry_run=not delete,
+            enforce_retention_duration=False,
+            full=True,
+            keep_versions=sorted(set(self.tags().values())) or None,
+        )
+        return found
