@@ -234,8 +234,9 @@ class Store:
     ) -> Iterator[pa.RecordBatch]:
         """Read rows lazily, a batch at a time; only the columns asked for leave the files.
 
-        A column may be a field of one (`image.path`). `where` is a pyarrow expression, or the text of an SQL condition on the columns
-        (`split = 'val' and height > 400`). A mapping computes columns from expressions.
+        A column may be a field of one (`image.path`); a mapping computes columns from expressions.
+        `where` is a pyarrow expression, or the text of an SQL condition on the columns
+        (`split = 'val' and height > 400`).
         """
         names = list(columns or COLUMNS)
         if isinstance(where, str):

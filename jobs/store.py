@@ -1,0 +1,283 @@
+"""Look after a label store.
+
+segmill store info stores/voc
+segmill store restore stores/voc 3
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jobs.console import DebugOption, JsonOption, Progress, Summary, command
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+APP = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    help="Look after a label store.",
+)
+StoreArgument = Annotated[str, typer.Argument(help="The label store.")]
+VersionOption = Annotated[str | None, typer.Option(help="A version or a tag; default: the newest.")]
+
+
+def _show(as_json: bool, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print a table for people; with --json the summary says it all."""
+    if as_json:
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*(escape(f"{v:,}" if isinstance(v, int) else str(v)) for v in row))
+    Console().print(table)
+
+
+@APP.command()
+def info(
+    store: StoreArgument,
+    version: VersionOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Say what the store is: version, rows, fragments, label spaces, tags."""
+    with command("store info", as_json=as_json, debug=debug) as summary:
+        from pipeline.store import Store
+
+        held = Store.open(store, version)
+        fragments = held.fragments()
+        summary.version, summary.paths["store"] = held.version, held.url
+        summary.figures |= {
+            "rows": sum(f.rows for f in fragments),
+            "fragments": len(fragments),
+            "bytes": sum(f.size for f in fragments),
+            "label_spaces": sorted(held.label_spaces),
+            "tags": held.tags(),
+            "errors": held.failures().num_rows,
+        }
+        rows = [(k, v) for k, v in summary.figures.items()]
+        _show(as_json, f"version {held.version}", ("what", "value"), rows)
+
+
+@APP.command()
+def stats(
+    store: StoreArgument,
+    version: VersionOption = None,
+    where: Annotated[str | None, typer.Option(help="An SQL condition on the columns.")] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Count rows by dataset and split, and images and pixels by class."""
+    with command("store stats", as_json=as_json, debug=debug) as summary:
+        from pipeline.store import Store
+        from pipeline.upkeep import statistics
+
+        held = Store.open(store, version)
+        found = statistics(held, where).to_dict()
+        summary.version, summary.figures = held.version, found
+        for title, key in (("rows", "groups"), ("classes", "classes")):
+            if found[key]:
+                rows = [tuple(row.values()) for row in found[key]]
+                _show(as_json, title, tuple(found[key][0]), rows)
+
+
+@APP.command()
+def validate(
+    store: StoreArgument,
+    version: VersionOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Check every row of the store; exit with 3 when something is wrong."""
+    with command("store validate", as_json=as_json, debug=debug) as summary:
+        from pipeline.store import Store
+        from pipeline.upkeep import validate as check
+
+        held = Store.open(store, version)
+        summary.inputs, summary.version = held.count(), held.version
+        with Progress("validate", summary.inputs):
+            findings = list(check(held))
+        summary.failed = len({(f.dataset, f.image_id) for f in findings})
+        summary.done = summary.inputs - summary.failed
+        rows = [(f.dataset, f.image_id, f.problem) for f in findings]
+        summary.figures["findings"] = rows[:1000]
+        if rows:
+            _show(as_json, "wrong", ("dataset", "image", "problem"), rows[:100])
+
+
+@APP.command()
+def errors(
+    store: StoreArgument,
+    run: Annotated[str | None, typer.Option(help="Only those of one run.")] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """List the inputs that failed, with the cause and the mend."""
+    with command("store errors", as_json=as_json, debug=debug) as summary:
+        from pipeline.store import Store
+
+        rows = Store.open(store).failures().to_pylist()
+        rows = [row for row in rows if run is None or row["run"] == run]
+        summary.figures["errors"] = rows[:1000]
+        columns = ("run", "stage", "error", "message")
+        _show(as_json, f"{len(rows)} failures", columns, [[r[c] for c in columns] for r in rows])
+
+
+@APP.command()
+def diff(
+    store: StoreArgument,
+    old: Annotated[str, typer.Argument(help="A version or a tag.")],
+    new: Annotated[
+        str | None, typer.Argument(help="A version or tag; default: the newest.")
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Say which rows two versions differ by."""
+    with command("store diff", as_json=as_json, debug=debug) as summary:
+        from pipeline.store import Store
+        from pipeline.upkeep import difference
+
+        found = difference(Store.open(store, old), Store.open(store, new))
+        parts = {"added": found.added, "removed": found.removed, "changed": found.changed}
+        summary.figures = {name: len(rows) for name, rows in parts.items()}
+        rows = [(name, *row) for name, group in parts.items() for row in group[:50]]
+        summary.figures["examples"] = rows
+        _show(as_json, str(summary.figures), ("what", "dataset", "image"), rows)
+
+
+@APP.command()
+def history(
+    store: StoreArgument,
+    limit: Annotated[int | None, typer.Option(min=1, help="The newest N only.")] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """List the store's versions, newest first."""
+    with command("store history", as_json=as_json, debug=debug) as summary:
+        from pipeline.store import Store
+
+        held = Store.open(store)
+        tags = {version: name for name, version in held.tags().items()}
+        rows = [
+            (c.version, tags.get(c.version, ""), f"{c.at:%Y-%m-%d %H:%M:%S}", c.operation,
+             json.dumps(dict(c.note)) if c.note else "")
+            for c in held.history(limit)
+        ]  # fmt: skip
+        columns = ("version", "tag", "at (UTC)", "operation", "note")
+        summary.version = held.version
+        summary.figures["history"] = [dict(zip(columns, row, strict=True)) for row in rows]
+        _show(as_json, "history", columns, [(str(row[0]), *row[1:]) for row in rows])
+
+
+@APP.command()
+def restore(
+    store: StoreArgument,
+    version: Annotated[str, typer.Argument(help="The version or tag to go back to.")],
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Make an old version the newest again; nothing is deleted."""
+    with command("store restore", as_json=as_json, debug=debug) as summary:
+        from pipeline.store import Store
+
+        _tell(summary, Store.open(store).restore(version), as_json)
+
+
+@APP.command()
+def tag(
+    store: StoreArgument,
+    name: Annotated[str, typer.Argument(help="The tag.")],
+    version: VersionOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Give a version a name; vacuum keeps it."""
+    with command("store tag", as_json=as_json, debug=debug) as summary:
+        from pipeline.store import Store
+
+        held = Store.open(store, version)
+        held.tag(name)
+        _tell(summary, held, as_json)
+
+
+@APP.command()
+def compact(store: StoreArgument, as_json: JsonOption = False, debug: DebugOption = False) -> None:
+    """Join small fragments into larger ones; the rows stay what they are."""
+    with command("store compact", as_json=as_json, debug=debug) as summary:
+        from pipeline.store import Store
+        from pipeline.upkeep import compact as join
+
+        held, gone = join(Store.open(store))
+        summary.figures |= {"joined": gone, "fragments": len(held.fragments())}
+        _tell(summary, held, as_json)
+
+
+@APP.command()
+def vacuum(
+    store: StoreArgument,
+    hours: Annotated[float, typer.Option(min=0, help="Keep versions of the last hours.")] = 168,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Really delete; else only list.")
+    ] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """List, or delete, files that no version of the last hours needs; tagged versions stay."""
+    with command("store vacuum", as_json=as_json, debug=debug) as summary:
+        from pipeline.store import Store
+
+        files = Store.open(store).vacuum(hours=hours, delete=delete)
+        summary.figures |= {"files": files, "deleted": delete}
+        _show(
+            as_json, "deleted" if delete else "would go (--delete)", ("file",), [[f] for f in files]
+        )
+
+
+@APP.command()
+def merge(
+    stores: Annotated[list[str], typer.Argument(help="Stores to read, then the one to write.")],
+    label_space: Annotated[
+        str | None, typer.Option(help="The label space of the result; default: the one they share.")
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Bring the rows of several stores into one, remapped to one label space."""
+    with command("store merge", as_json=as_json, debug=debug) as summary:
+        from jobs.console import note
+        from pipeline.errors import UsageError
+        from pipeline.label_space import label_space as find
+        from pipeline.store import Store
+        from pipeline.upkeep import merge as join
+
+        if len(stores) < 2:
+            raise UsageError("name the stores to read and, last, the one to write")
+        *sources, goal = stores
+        opened = [Store.open(source) for source in sources]
+        summary.inputs = summary.done = sum(s.count() for s in opened)
+        with Progress("merge", summary.inputs) as progress:
+            held, loss = join(
+                opened,
+                lambda space: Store.create(goal, [space]),
+                find(label_space) if label_space else None,
+                progress.reach,
+            )
+        summary.figures["loss"] = loss.to_dict()
+        for line in loss.lines():
+            note(f"lost: {line}")
+        _tell(summary, held, as_json)
+
+
+def _tell(summary: Summary, store: Any, as_json: bool) -> None:
+    """Say which version resulted."""
+    summary.version, summary.paths["store"] = store.version, store.url
+    if not as_json:
+        print(f"version {store.version}, {store.count():,} rows")

@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from pipeline.errors import SumMismatch
+from pipeline.ledger import Ledger
+from pipeline.run import Run, Shard, execute, fragment_path
+from pipeline.runner import LocalRunner, RayRunner, Resources
+from pipeline.store import Store
+from tests.samples import SPACE, Labelling, record_of, sample
+
+
+def run_job(store, samples, labeller=None, runner=None, **options):
+    """Run a toy label job and return its report and the newest snapshot."""
+    run = Run.begin(store, "toy", kind="truth", identity=["x"])
+    report = execute(
+        store,
+        samples,
+        labeller or Labelling(),
+        run=run,
+        choose_runner=lambda count: runner or LocalRunner(2),
+        shard_rows=options.pop("shard_rows", 3),
+        **options,
+    )
+    return report, store.latest()
+
+
+def label_rows(store):
+    """Return the rows without who made them and when."""
+    rows = []
+    for r in store.records():
+        rows.append((r.image_id, r.dataset, r.fingerprint, r.mask.bytes, r.classes))
+    return sorted(rows)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store.create(tmp_path / "labels", [SPACE])
+
+
+NAMES = [f"i{n:02d}" for n in range(10)]
+
+
+def test_every_input_is_done_or_failed(store):
+    report, after = run_job(store, map(sample, NAMES), Labelling(bad=frozenset({"i03", "i09"})))
+    assert (report.inputs, report.done, report.skipped, report.failed) == (10, 8, 0, 2)
+    assert after.count() == 8
+    failures = after.failures().to_pylist()
+    assert [f["image_id"] for f in failures] == ["i03", "i09"]
+    assert failures[0]["message"] == "/images/i03.png: is torn; fetch it again"
+    assert {r.provenance.run for r in after.records()} == {report.run}
+
+
+def test_running_again_does_nothing_and_retries_failures(store, tmp_path):
+    run_job(store, map(sample, NAMES), Labelling(bad=frozenset({"i03"})))
+    log = tmp_path / "log"
+    report, after = run_job(store.latest(), map(sample, NAMES), Labelling(log=str(log)))
+    assert (report.done, report.skipped, report.failed) == (1, 9, 0)
+    assert log.read_text().split() == ["i03"]
+    report, again = run_job(after, map(sample, NAMES))
+    assert (report.done, report.skipped, again.version) == (0, 10, after.version)
+
+
+def test_changed_images_replace_their_rows_in_one_commit(store):
+    run_job(store, map(sample, NAMES))
+    old = store.latest()
+    changed = [sample(n, fingerprint="f1" if n in {"i01", "i07"} else "f0") for n in NAMES]
+    report, after = run_job(old, changed, Labelling(value=5))
+    assert (report.done, report.skipped) == (2, 8)
+    assert after.version == old.version + 1
+    found = {r.image_id: (r.fingerprint, r.classes[0].id) for r in after.records()}
+    assert len(found) == after.count() == 10
+    assert {k for k, v in found.items() if v == ("f1", 5)} == {"i01", "i07"}
+    assert Store.open(old.url, old.version).count() == 10
+
+
+def test_a_new_model_replaces_every_row(store):
+    run_job(store, map(sample, NAMES))
+    report, after = run_job(store.latest(), [sample(n, digest="d1") for n in NAMES], Labelling(5))
+    assert report.done == 10
+    assert after.count() == 10
+    assert {r.classes[0].id for r in after.records()} == {5}
+    assert {r.provenance.model_digest for r in after.records()} == {"d1"}
+
+
+def test_an_image_listed_twice_is_labelled_once(store):
+    report, after = run_job(store, map(sample, [*NAMES, "i00", "i05", "i00"]))
+    assert (report.inputs, report.done, report.skipped) == (13, 10, 3)
+    assert after.count() == 10
+
+
+def test_published_at_the_end_in_one_commit(store):
+    _, after = run_job(store, map(sample, NAMES), publish="at the end")
+    assert after.version == store.version + 1
+
+
+def test_a_labeller_that_loses_a_sample_is_caught(store):
+    class Loses(Labelling):
+        def label(self, samples):
+            yield from list(super().label(samples))[1:]
+
+    with pytest.raises(SumMismatch):
+        run_job(store, map(sample, NAMES), Loses())
+
+
+@pytest.mark.parametrize("committed", [0, 1])
+def test_a_run_that_died_is_taken_up_under_its_name(store, tmp_path, committed):
+    """Fragments written and not committed are adopted; nothing is labelled twice."""
+    log = str(tmp_path / "log")
+    run = Run.begin(store, "toy", kind="truth", identity=["x"])
+    worker_input = [Shard.of([sample(n) for n in NAMES[k : k + 3]]) for k in range(0, 6, 3)]
+    from pipeline.run import ShardWriter
+
+    worker = ShardWriter(Labelling(log=log), store.sink(), run)()
+    written = [worker(shard) for shard in worker_input]
+    if committed:
+        store.commit([written[0].fragment])
+    (tmp_path / "labels" / "data" / run.name / "torn.parquet").write_bytes(b"PAR1 torn")
+    report, after = run_job(store.latest(), map(sample, NAMES), Labelling(log=log))
+    assert report.resumed
+    assert report.run == run.name
+    assert (report.inputs, report.done, report.skipped) == (10, 4, 6)
+    assert report.adopted == 6 - 3 * committed
+    assert sorted(open(log).read().split()) == NAMES
+    assert after.count() == 10
+    undisturbed = Store.create(tmp_path / "other", [SPACE])
+    _, whole = run_job(undisturbed, map(sample, NAMES))
+    assert label_rows(after) == label_rows(whole)
+    # The names of the fragments are those that the undisturbed run gives.
+    assert {f.path.split("/")[-1] for f in after.fragments()} == {
+        f.path.split("/")[-1] for f in whole.fragments()
+    }
+
+
+def test_a_finished_run_is_not_taken_up(store):
+    first, _ = run_job(store, map(sample, NAMES[:3]))
+    second, _ = run_job(store.latest(), map(sample, NAMES))
+    assert first.run != second.run
+    assert not second.resumed
+
+
+def test_shard_names_depend_on_identities_alone():
+    a, b = Shard.of([sample("x"), sample("y")]), Shard.of([sample("x"), sample("y", "f1")])
+    assert a.name == Shard.of([sample("x"), sample("y")]).name
+    assert a.name != b.name
+    assert [len(h.samples) for h in a.halves()] == [1, 1]
+    assert Shard.of([sample("x")]).halves() == [Shard.of([sample("x")])]
+
+
+def test_ledger_knows_labels_by_path_fingerprint_and_digest(store):
+    _, after = run_job(store, map(sample, NAMES[:4]))
+    ledger = Ledger.of(after)
+    asked = [sample("i00"), sample("i01", "f1"), sample("i02", digest="d1"), sample("new")]
+    assert [s.image_id for s in ledger.missing(asked)] == ["i01", "i02", "new"]
+
+
+def test_on_ray_rows_are_the_same(store, tmp_path, ray_session):
+    _, local = run_job(store, map(sample, NAMES), Labelling(bad=frozenset({"i04"})))
+    other = Store.create(tmp_path / "ray", [SPACE])
+    runner = RayRunner(Resources(2, 2, cpus=0.5))
+    report, there = run_job(other, map(sample, NAMES), Labelling(bad=frozenset({"i04"})), runner)
+    assert (report.done, report.failed) == (9, 1)
+    assert label_rows(there) == label_rows(local)
+
+
+def die_on_i05(name: str) -> None:
+    if name == "i05":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_poisonous_image_stands_alone_in_errors(store, ray_session):
+    runner = RayRunner(Resources(2, 2, cpus=0.5))
+    report, after = run_job(
+        store, map(sample, NAMES), Labelling(fatal=die_on_i05), runner, shard_rows=5
+    )
+    assert (report.inputs, report.done, report.failed) == (10, 9, 1)
+    assert sorted(r.image_id for r in after.records()) == [n for n in NAMES if n != "i05"]
+    failure = after.failures().to_pylist()[0]
+    assert (failure["image_id"], failure["error"]) == ("i05", "PoisonInput")
+    assert "killed the process" in failure["message"]
+
+
+def test_a_worker_killed_from_outside_costs_nothing(store, tmp_path, ray_session):
+    marker = tmp_path / "killed"
+
+    class Once(Labelling):
+        def label(self, samples):
+            if samples[0].image_id == "i06" and not marker.exists():
+                marker.write_text("x")
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().label(samples)
+
+    runner = RayRunner(Resources(2, 2, cpus=0.5))
+    report, after = run_job(store, map(sample, NAMES), Once(), runner)
+    assert marker.exists()
+    assert (report.done, report.failed) == (10, 0)
+    assert after.count() == 10
+
+
+def test_fragment_path_is_below_the_run():
+    run = Run.__new__(Run)
+    object.__setattr__(run, "name", "r")
+    assert fragment_path(run, Shard("s", ())) == "data/r/s.parquet"
+
+
+def test_record_of_is_what_the_samples_say():
+    assert record_of(sample("a")).image.path == sample("a").path
