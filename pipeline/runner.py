@@ -15,6 +15,7 @@ import os
 import queue
 import threading
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
@@ -27,6 +28,7 @@ C = TypeVar("C")
 R = TypeVar("R")
 
 _KILLS_TOLERATED: Final = 1
+_START_DEATHS_TOLERATED: Final = 3
 _IN_FLIGHT: Final = 2
 _WORTH_RAY_SECONDS: Final = 60.0
 
@@ -88,6 +90,11 @@ class LocalRunner:
         done: queue.Queue[Outcome[C, R] | BaseException | None] = queue.Queue(2 * self.workers)
         feed, lock, stop = iter(chunks), threading.Lock(), threading.Event()
 
+        def put(item: Outcome[C, R] | BaseException | None) -> None:
+            while not stop.is_set():
+                with suppress(queue.Full):
+                    return done.put(item, timeout=0.5)
+
         def work() -> None:
             try:
                 worker = make_worker()
@@ -96,11 +103,11 @@ class LocalRunner:
                         chunk = next(feed, None)
                     if chunk is None:
                         break
-                    done.put(_outcome(worker, chunk))
+                    put(_outcome(worker, chunk))
             except BaseException as error:
-                done.put(error)
+                put(error)
             finally:
-                done.put(None)
+                put(None)
 
         threads = [threading.Thread(target=work, daemon=True) for _ in range(self.workers)]
         for thread in threads:
@@ -117,13 +124,10 @@ class LocalRunner:
                     yield item
         finally:
             stop.set()
-            _drain(done, running)
-
-
-def _drain(done: queue.Queue[Any], running: int) -> None:
-    """Let threads that wait to hand something over end."""
-    while running:
-        running -= done.get() is None
+            for thread in threads:
+                # A thread that lives on while the interpreter ends aborts the process; one that is
+                # deep in a chunk when the caller gives up is not worth waiting for.
+                thread.join(timeout=10 if running else None)
 
 
 def _outcome(worker: Callable[[C], R], chunk: C) -> Outcome[C, R]:
@@ -212,10 +216,11 @@ class _Actor:
     """What runs inside a Ray actor: one worker, kept warm."""
 
     def __init__(self, make_worker: Callable[[], Callable[[Any], Any]]) -> None:
-        self._worker = make_worker()
+        self._make_worker = make_worker
 
-    def ready(self) -> bool:
-        return True
+    def ready(self) -> None:
+        # Not in the constructor: what a method raises comes back as it was raised.
+        self._worker = self._make_worker()
 
     def work(self, chunk: Any) -> Outcome[Any, Any]:
         return _outcome(self._worker, chunk)
@@ -252,7 +257,7 @@ class _Pool(Generic[C, R]):
         self._chunks: dict[Any, tuple[C, Any]] = {}  # ref -> (chunk, actor)
         self._kills: dict[int, int] = {}  # id of a chunk -> workers it killed
         self._again: deque[C] = deque()
-        self._start_failures = 0
+        self._start_deaths = 0
 
     def run(self, chunks: Iterable[C]) -> Iterator[Outcome[C, R]]:
         feed = iter(chunks)
@@ -310,11 +315,12 @@ class _Pool(Generic[C, R]):
         actor = self._starting.pop(ref)
         try:
             self._ray.get(ref)
-        except self._ray.exceptions.RayError as error:
-            self._start_failures += 1
-            if self._start_failures >= 3 or not _is_death(error):
-                cause = getattr(error, "cause", None) or _init_error(error)
-                raise cause if isinstance(cause, Exception) else error from None
+        except self._ray.exceptions.RayTaskError as error:
+            raise error.cause if isinstance(error.cause, Exception) else error from None
+        except self._ray.exceptions.RayError:
+            self._start_deaths += 1
+            if self._start_deaths > _START_DEATHS_TOLERATED:
+                raise
             self._start_actor()
         else:
             self._queues[actor] = deque()
@@ -360,16 +366,6 @@ class _Pool(Generic[C, R]):
         poison = PoisonInput("the input", cause, "look at the file with another tool, or remove it")
         poison.__cause__ = error
         yield Outcome(suspect, error=poison)
-
-
-def _is_death(error: BaseException) -> bool:
-    return type(error).__name__ in {"ActorUnavailableError", "NodeDiedError", "WorkerCrashedError"}
-
-
-def _init_error(error: BaseException) -> BaseException | None:
-    """Return what the worker's constructor raised, out of Ray's wrapping."""
-    inner = getattr(error, "__cause__", None)
-    return inner if isinstance(inner, BaseException) else None
 
 
 def choose(

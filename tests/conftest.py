@@ -25,12 +25,12 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def ray_session():
-    """Start the suite's one Ray session: 2 CPUs, 2 fake GPUs, loopback only."""
+    """Start the suite's one Ray session: 4 CPUs in name, 2 fake GPUs, loopback only."""
     os.environ["RAY_AUTH_MODE"] = "disabled"
     import ray
 
     ray.init(
-        num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+        num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
     )
     yield ray
     ray.shutdown()

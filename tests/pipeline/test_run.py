@@ -30,10 +30,8 @@ def run_job(store, samples, labeller=None, runner=None, **options):
 
 def label_rows(store):
     """Return the rows without who made them and when."""
-    rows = []
-    for r in store.records():
-        rows.append((r.image_id, r.dataset, r.fingerprint, r.mask.bytes, r.classes))
-    return sorted(rows)
+    found = store.records()
+    return sorted((r.image_id, r.dataset, r.fingerprint, r.mask.bytes, r.classes) for r in found)
 
 
 @pytest.fixture
@@ -124,7 +122,7 @@ def test_a_run_that_died_is_taken_up_under_its_name(store, tmp_path, committed):
     assert report.run == run.name
     assert (report.inputs, report.done, report.skipped) == (10, 4, 6)
     assert report.adopted == 6 - 3 * committed
-    assert sorted(open(log).read().split()) == NAMES
+    assert sorted((tmp_path / "log").read_text().split()) == NAMES
     assert after.count() == 10
     undisturbed = Store.create(tmp_path / "other", [SPACE])
     _, whole = run_job(undisturbed, map(sample, NAMES))

@@ -157,7 +157,7 @@ def test_restore_tag_and_vacuum(store):
     assert Store.open(store.url, "good").count() == 4
     back = newer.restore("good")
     assert {r.classes[0].id for r in back.records()} == {3}
-    assert [c.operation for c in back.history()][0] == "RESTORE"
+    assert next(c.operation for c in back.history()) == "RESTORE"
     assert back.tags() == {"good": 1}
 
 
