@@ -188,7 +188,8 @@ def compact(store: Store) -> tuple[Store, int]:
     small = [f for f in store.fragments() if f.size < SMALL_BYTES]
     gone = 0
     while small:
-        group, size = [], 0
+        group: list[Fragment] = []
+        size = 0
         while small and (size < GOOD_BYTES or len(group) < 2):
             group.append(small.pop(0))
             size += group[-1].size
