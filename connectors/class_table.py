@@ -24,7 +24,8 @@ from pipeline.label_space import LabelClass, LabelSpace, label_space
 from pipeline.label_tables import LABEL_SPACES
 
 if TYPE_CHECKING:
-    from pipeline.files import Sink, Tree
+    from pipeline.files import Tree
+    from pipeline.sinks import Sink
 
 NAME: Final = "classes.tsv"
 
@@ -61,7 +62,7 @@ def parse(text: str, path: str) -> LabelSpace:
             said[comment[1]] = comment[2]
         elif line.strip() and not line.startswith("#"):
             rows.append((number, line.split("\t")))
-    columns = _COLUMNS
+    columns: tuple[str, ...] = _COLUMNS
     if rows and not rows[0][1][0].strip().isdigit():
         columns = tuple(cell.strip().lower() for cell in rows.pop(0)[1])
     if not rows or not set(_COLUMNS[:_NEEDED]) <= set(columns):

@@ -11,8 +11,8 @@ from pipeline.images import decode, header
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from pipeline.files import Sink
     from pipeline.record import Record
+    from pipeline.sinks import Sink
 
 JPEG_QUALITY: Final = 95
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from pipeline import masks, png
-from pipeline.errors import LabelOutOfRange, SizeMismatch, UnknownColour, UsageError
+from pipeline.errors import SizeMismatch, UnknownColour, UsageError
 from pipeline.label_space import LabelClass
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def read_label(data: bytes, space: LabelSpace, path: str) -> Label:
     if data[:8] == png.SIGNATURE and len(data) > 25 and data[25] in _COLOUR_MODES:
         return read_colour_label(data, space, path)
     ids = masks.read_label(data, path)
-    classes = _count(ids, space, path)
+    classes = masks.class_pixels(ids, space, path=path)
     # Rows a byte apart are a view of unfiltered rows: the file may be a mask cell already.
     maybe_cell = ids.dtype == space.dtype and ids.strides[0] != ids.shape[1] * ids.itemsize
     ids = ids if ids.dtype == space.dtype else ids.astype(space.dtype)
@@ -71,7 +71,8 @@ def read_colour_label(data: bytes, space: LabelSpace, path: str) -> Label:
             + (", ..." if len(ranked) > _MOST_NAMED else ""),
             "give the classes of these colours, or replace the file",
         )
-    return Label(ids, masks.encode(ids, _palette(space)), _count(ids, space, path), stray)
+    classes = masks.class_pixels(ids, space, path=path)
+    return Label(ids, masks.encode(ids, _palette(space)), classes, stray)
 
 
 def _palette(space: LabelSpace) -> bytes | None:
@@ -87,13 +88,6 @@ def _with_ignore(space: LabelSpace) -> LabelSpace:
     name = f"ignore {space.ignore_index}"
     ignored = LabelClass(space.ignore_index, name, (red, green, blue), void=True)
     return replace(space, classes=(*space.classes, ignored))
-
-
-def _count(ids: LabelMap, space: LabelSpace, path: str) -> tuple[ClassPixels, ...]:
-    try:
-        return masks.class_pixels(ids, space)
-    except LabelOutOfRange as error:
-        raise LabelOutOfRange(path, error.cause, error.mend) from None
 
 
 def labelled_size(ids: LabelMap, head: Header, path: str) -> tuple[int, int]:
@@ -112,9 +106,26 @@ def labelled_size(ids: LabelMap, head: Header, path: str) -> tuple[int, int]:
     return height, width
 
 
-def turned(size: tuple[int, int], head: Header) -> int:
-    """Return the EXIF orientation that the labels were made under: 1 on the stored pixel grid."""
-    return 1 if size == (head.height, head.width) else head.orientation
+def extra_of(label: Label, head: Header) -> dict[str, object]:
+    """Return what a record's extra says of its label file: stray colours, and an upright grid.
+
+    Truth lies on the stored pixel grid; `orientation` says that it lies on the image turned by it.
+    """
+    extra: dict[str, object] = {}
+    if label.stray:
+        extra["unknown_colours"] = {
+            ",".join(map(str, colour)): label.stray[colour] for colour in sorted(label.stray)
+        }
+    if label.ids.shape != (head.height, head.width):
+        extra["orientation"] = head.orientation
+    return extra
+
+
+def cell_png(record: Record, space: LabelSpace) -> bytes | None:
+    """Return a record's mask as a cell of the space, palette or 16-bit; None without a mask."""
+    if record.mask is None or record.mask.bytes is None:
+        return None
+    return masks.recode(record.mask.bytes, _palette(space), record.image_id)
 
 
 def palette_png(record: Record, space: LabelSpace) -> bytes | None:

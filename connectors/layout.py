@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from pipeline.errors import InputError, LayoutError
-from pipeline.files import LocalTree
+from pipeline.remote import RemoteTree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -17,12 +18,16 @@ if TYPE_CHECKING:
 MISSING: Final = "missing"
 """The fingerprint of a file that is not there; `read` says so when its turn comes."""
 
-_LEVELS: Final = 2
+_LEVELS: Final = 3
+_BREADTH: Final = 200
+"""Folders of one level that are looked into: a wrong root must not cost a walk of all it holds."""
 _FILE_NAME: Final = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}$")  # "v1.0" may be a directory
 
 
 def find_root(tree: Tree, expected: str, fits: Callable[[Collection[str]], bool]) -> str:
-    """Return the prefix, "" or "a/b/", of the one directory whose names fit, two levels down at most.
+    """Return the prefix, "" or "a/b/", of the one directory whose names fit.
+
+    It may lie three levels down; the highest level that has one counts.
 
     Raises:
         LayoutError: none fits, or more than one on the same level.
@@ -42,7 +47,7 @@ def find_root(tree: Tree, expected: str, fits: Callable[[Collection[str]], bool]
                 for prefix, names in listed
                 for name in names
                 if not _FILE_NAME.search(name) and tree.isdir(prefix + name)
-            ]
+            ][:_BREADTH]
     raise LayoutError(f"{tree.url}: expected {expected}, here or up to {_LEVELS} folders down")
 
 
@@ -55,14 +60,14 @@ def digest(format: str, version: int, *parts: str) -> str:
 class Fingerprints:
     """The fingerprints of one folder's files, cheapest when asked for in ascending order.
 
-    A local directory is asked file by file, so that only what is needed is inspected. Elsewhere
-    the folder is listed once, in step with the questions, as each one would be a request.
+    Files are inspected one by one, only those that are needed. In a bucket each would be a request,
+    so there the folder is listed once, in step with the questions.
     """
 
     def __init__(self, tree: Tree, folder: str) -> None:
         self._tree, self._last = tree, ""
         self._walk: Iterator[Entry] | None = None
-        if not isinstance(tree, LocalTree):
+        if isinstance(tree, RemoteTree):
             self._walk = tree.walk(folder) if tree.isdir(folder) else iter(())
         self._ahead: Entry | None = None
 
@@ -90,6 +95,17 @@ def read_list(tree: Tree, name: str) -> list[str]:
     """Return the lines of a list file that hold something, once each, in order."""
     lines = (line.strip() for line in tree.read_text(name).split("\n"))
     return list(dict.fromkeys(line for line in lines if line))
+
+
+def lines_of(tree: Tree, name: str) -> Iterator[str]:
+    """Yield a text file's lines, streaming; UTF-8, else Latin-1."""
+    with tree.open(name) as file:
+        for number, raw in enumerate(io.BufferedReader(cast("io.RawIOBase", file))):
+            line = raw.rstrip(b"\r\n")
+            try:
+                yield line.decode("utf-8-sig" if number == 0 else "utf-8")
+            except UnicodeDecodeError:
+                yield line.decode("latin-1")
 
 
 def is_sorted(lines: list[str]) -> bool:

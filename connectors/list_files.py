@@ -5,32 +5,29 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, BinaryIO
 
-from pipeline.errors import UsageError
+from pipeline.errors import UnsafePath, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from types import TracebackType
 
-    from pipeline.files import Sink
+    from pipeline.sinks import Sink
 
 
 class ListFiles:
     """Writes list files line by line; only lines that have a position are held, and sorted by it.
 
-        with ListFiles(sink, ["train.txt"]) as lists:
+        with ListFiles(sink, or_else="train.txt") as lists:
             lists.add("train.txt", "2007_000032")
 
-    Files named at the start are written even if they stay empty.
+    When no line comes at all, an empty list `or_else` is written, so that a dataset is there.
     """
 
-    def __init__(self, sink: Sink, always: Iterable[str] = ()) -> None:
-        self._sink, self._always, self._stack = sink, tuple(always), ExitStack()
+    def __init__(self, sink: Sink, or_else: str) -> None:
+        self._sink, self._or_else, self._stack = sink, or_else, ExitStack()
         self._open: dict[str, BinaryIO] = {}
         self._held: dict[str, list[tuple[int, str]]] = {}
 
     def __enter__(self) -> ListFiles:
-        for name in self._always:
-            self._file(name)
         return self
 
     def _file(self, name: str) -> BinaryIO:
@@ -52,10 +49,25 @@ class ListFiles:
         trace: TracebackType | None,
     ) -> None:
         if error is None:
+            if not self._open and not self._held:
+                self._file(self._or_else)
             for name, lines in self._held.items():
                 lines.sort(key=lambda line: line[0])
                 self._file(name).writelines(f"{line}\n".encode() for _, line in lines)
         self._stack.__exit__(kind, error, trace)
+
+
+def one_line(image_id: str) -> str:
+    """Return an image's name, checked to fit on a line of a list.
+
+    Raises:
+        UnsafePath: it holds a line break or a tab, or spaces around it.
+    """
+    if any(c in image_id for c in "\t\n\r") or image_id != image_id.strip() or not image_id:
+        raise UnsafePath(
+            repr(image_id), "the name does not fit on a line of a list", "rename the image"
+        )
+    return image_id
 
 
 class OnePlaceEach:

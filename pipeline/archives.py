@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import bz2
 import io
-import lzma
 import os
-import stat
-import tarfile
 import threading
-import zipfile
 import zlib
 from bisect import bisect_left
 from collections import OrderedDict
@@ -22,10 +18,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import numpy as np
 
+from pipeline.archive_index import ENCRYPTED, tar_members, zip_members
 from pipeline.errors import InputError, LayoutError, MissingFile, UnsafePath
 from pipeline.files import (
     HEAD,
-    LOG,
     TAIL,
     Entry,
     Tree,
@@ -41,15 +37,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-_STORED, _DEFLATED, _BZIP2, _LZMA = 0, 8, 12, 14
-_ENCRYPTED: Final = -1
+    from pipeline.archive_index import Member
+
+_STORED, _DEFLATED, _BZIP2 = 0, 8, 12
 _LOCAL_HEADER: Final = 30
 _NAME_ROOM: Final = 1024
 """Bytes read beside a member for its local name and extra field, to save a second read."""
 _MOST_OPEN: Final = 32
-
-_Member = tuple[int, int, int, int, int]
-"""Offset, stored bytes, bytes, CRC-32 or modification time in seconds, compression method."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +86,9 @@ class ArchiveTree(Tree):
         skip = len(self.prefix) + 1 if self.prefix else 0
         for row in range(first, last):
             name = index.names[row]
-            if is_junk(name) or (suffixes is not None and not name.lower().endswith(suffixes)):
+            if is_junk(name[skip:]) or (
+                suffixes is not None and not name.lower().endswith(suffixes)
+            ):
                 continue
             yield Entry(name[skip:], int(index.table[row, 2]), index.fingerprint(row))
 
@@ -175,14 +171,13 @@ class _Blob:
         self._local = "://" not in path
         if self._local:
             try:
-                self.file: BinaryIO = open(path, "rb")
+                self.file: BinaryIO = open(path, "rb")  # noqa: SIM115 - as long as the index lives
             except OSError as error:
                 raise LayoutError(f"{path}: {error.strerror or error}") from None
             return
         from pipeline.remote import Remote
 
-        remote = Remote(path, options)
-        self._fs, self._path = remote.fs, remote.path("")
+        self._fs, self._path = Remote(path, options).at("")
         try:
             self.file = self._fs.open(self._path, "rb")
         except FileNotFoundError:
@@ -202,9 +197,9 @@ class _Blob:
 
 
 class _Archive:
-    """One archive's sorted index: `names` and, row by row, `table` (int64 [N, 5], `_Member`)."""
+    """One archive's sorted index: `names` and, row by row, `table` (int64 [N, 5], `Member`)."""
 
-    def __init__(self, blob: _Blob, kind: str, members: dict[str, _Member]) -> None:
+    def __init__(self, blob: _Blob, kind: str, members: dict[str, Member]) -> None:
         self.blob, self.kind = blob, kind
         self.names = sorted(members)
         self.table: NDArray[np.int64] = np.empty((len(members), 5), np.int64)
@@ -216,7 +211,7 @@ class _Archive:
         row = bisect_left(self.names, name)
         return row if row < len(self.names) and self.names[row] == name else None
 
-    def member(self, row: int) -> _Member:
+    def member(self, row: int) -> Member:
         """Return a member's place and size."""
         offset, stored, size, stamp, method = self.table[row].tolist()
         return offset, stored, size, stamp, method
@@ -267,7 +262,7 @@ class _Archive:
 
     def _read_zip(self, row: int, url: str) -> bytes:
         offset, stored, size, crc, method = self.member(row)
-        if method == _ENCRYPTED:
+        if method == ENCRYPTED:
             raise InputError(url, "the member is encrypted", "rebuild the archive unencrypted")
         data = self.blob.read(offset, _LOCAL_HEADER + _NAME_ROOM + stored)
         if data[:4] != b"PK\3\4":
@@ -291,7 +286,7 @@ def _inflate(data: bytes, method: int, size: int, url: str) -> bytes:
             return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
         if method == _BZIP2:
             return bz2.BZ2Decompressor().decompress(data, size + 1)
-    except (zlib.error, OSError, lzma.LZMAError) as error:
+    except (zlib.error, OSError) as error:
         raise _damaged(url, f"the member does not inflate ({error})") from None
     raise InputError(
         url, f"compression method {method} is unknown here", "rebuild the archive with deflate"
@@ -322,73 +317,9 @@ def _opened(path: str, kind: str, options: dict[str, Any]) -> _Archive:
         found = _CACHE.get((path, kind))
         if found is None or found[0] != stamp:
             blob = _Blob(path, options)
-            read = _zip_members if kind == "zip" else _tar_members
+            read = zip_members if kind == "zip" else tar_members
             found = stamp, _Archive(blob, kind, read(blob.file, path))
             _CACHE[path, kind] = found
             while len(_CACHE) > _MOST_OPEN:
                 _CACHE.popitem(last=False)
         return found[1]
-
-
-def _member_name(name: str) -> str:
-    """Return a member's name without empty and single-dot parts; unsafe names stay as they are."""
-    if ".." in name.split("/") or name[:1] == "/":
-        return name
-    return safe_name(name, "")
-
-
-def _zip_members(file: BinaryIO, path: str) -> dict[str, _Member]:
-    """Return a zip's members by name; of two with one name the later."""
-    members: dict[str, _Member] = {}
-    links = []
-    try:
-        with zipfile.ZipFile(file) as archive:
-            for info in archive.infolist():
-                if info.is_dir():
-                    continue
-                if stat.S_ISLNK(info.external_attr >> 16):
-                    links.append(info.filename)
-                    continue
-                method = _ENCRYPTED if info.flag_bits & 1 else info.compress_type
-                members[_member_name(info.filename)] = (
-                    info.header_offset,
-                    info.compress_size,
-                    info.file_size,
-                    info.CRC,
-                    method,
-                )
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
-        raise LayoutError(f"{path}: not a whole zip ({error}); fetch it again") from None
-    _report_links(path, links)
-    return members
-
-
-def _tar_members(file: BinaryIO, path: str) -> dict[str, _Member]:
-    """Return a tar's members by name; of two with one name the later."""
-    members: dict[str, _Member] = {}
-    links = []
-    if file.read(2) == b"\x1f\x8b":
-        raise LayoutError(f"{path}: a compressed tar named .tar; gunzip it")
-    file.seek(0)
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as archive:
-            while (info := archive.next()) is not None:
-                archive.members = []  # type: ignore[attr-defined]  # else it keeps them all
-                name = _member_name(info.name)
-                if info.isreg() and not info.issparse():
-                    members[name] = (info.offset_data, info.size, info.size, int(info.mtime), 0)
-                elif info.islnk() and _member_name(info.linkname) in members:
-                    members[name] = members[_member_name(info.linkname)]
-                elif not info.isdir():
-                    links.append(info.name)
-    except (tarfile.TarError, EOFError) as error:
-        raise LayoutError(f"{path}: not a whole tar ({error}); fetch it again") from None
-    _report_links(path, links)
-    return members
-
-
-def _report_links(path: str, links: list[str]) -> None:
-    if links:
-        LOG.warning(
-            "%s: left out %d links and special files, the first: %s", path, len(links), links[0]
-        )

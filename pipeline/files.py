@@ -168,7 +168,7 @@ def open_tree(url: str, **storage_options: Any) -> Tree:
 def _open_remote(url: str, options: dict[str, Any]) -> Tree:
     from pipeline.remote import RemoteTree
 
-    tree = RemoteTree(url.rstrip("/") if not url.endswith("://") else url, options)
+    tree = RemoteTree(_trim(url), options)
     if tree.isdir(""):
         return tree
     if not tree.exists(""):
@@ -181,6 +181,12 @@ def _open_remote(url: str, options: dict[str, Any]) -> Tree:
     return ArchiveTree.open_archive(url, kind, "", options)
 
 
+def _trim(url: str) -> str:
+    """Return a URL without slashes at its end, but for those of its scheme."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rstrip('/')}"
+
+
 def open_sink(url: str, *, durable: bool = False, **storage_options: Any) -> Sink:
     """Open a directory (made if absent) or an fsspec URL for writing.
 
@@ -190,7 +196,7 @@ def open_sink(url: str, *, durable: bool = False, **storage_options: Any) -> Sin
 
     path = local_path(url)
     if path is None:
-        return RemoteSink(url.rstrip("/"), storage_options)
+        return RemoteSink(_trim(url), storage_options)
     os.makedirs(path, exist_ok=True)
     return LocalSink(path, durable)
 
@@ -213,12 +219,19 @@ def read_url(url: str, **storage_options: Any) -> bytes:
 
 
 def locate(url: str, **storage_options: Any) -> tuple[Tree, str]:
-    """Return the tree that a file's URL lies in and its name there."""
+    """Return the tree that a file's URL lies in and its name there.
+
+    Raises:
+        MissingFile: the URL is of an archive that is not there or not whole.
+    """
     archive = ARCHIVE_URL.fullmatch(url)
     if archive:
         from pipeline.archives import ArchiveTree
 
-        return ArchiveTree.open_archive(archive[3], archive[1], "", storage_options), archive[2]
+        try:
+            return ArchiveTree.open_archive(archive[3], archive[1], "", storage_options), archive[2]
+        except LayoutError as error:  # of one image among many: data, not the end of the job
+            raise MissingFile(url, f"its archive cannot be read ({error})", "restore it") from None
     path = local_path(url)
     if path is not None:
         from pipeline.local import LocalTree

@@ -9,6 +9,8 @@ its last chunk, IEND, is there.
 
 from __future__ import annotations
 
+import codecs
+import io
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -17,6 +19,8 @@ from pipeline.errors import CorruptImage, ImageTooLarge
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from PIL import Image
 
 PILLOW_FORMATS: Final = (
     "BMP", "GIF", "JPEG2000", "PPM", "TIFF", "WEBP", "AVIF", "JPEG", "PNG",
@@ -27,7 +31,7 @@ PNG_MAGIC: Final = b"\x89PNG\r\n\x1a\n"
 JPEG_MAGIC: Final = b"\xff\xd8\xff"
 _IEND: Final = b"IEND\xaeB`\x82"
 _EOI: Final = b"\xff\xd9"
-_SOS, _APP1, _APP14 = 0xDA, 0xE1, 0xEE
+_SOS, _APP1 = 0xDA, 0xE1
 _NOT_SOF: Final = frozenset({0xC4, 0xC8, 0xCC})  # Huffman tables, reserved, arithmetic tables
 _ORIENTATION: Final = 0x0112
 _FETCH: Final = "fetch the file again or leave it out"
@@ -86,9 +90,22 @@ def probe(head: bytes, tail: bytes, path: str, whole: Callable[[], bytes] | None
 
 
 def _jpeg(head: bytes, tail: bytes, path: str, *, partial: bool) -> Header:
-    """Walk the segments up to the first scan."""
+    """Read the segments before the first scan, and look for the end marker after it."""
+    frame, orientation, scan = _jpeg_segments(head, path)
+    if 0 in frame:
+        raise CorruptImage(path, "the JPEG header gives no size", _FETCH)
+    if tail.rfind(_EOI, scan if tail is head else 0) < 0:
+        if partial:
+            raise _NeedsMoreError  # padding or a second picture may follow the marker
+        raise CorruptImage(path, "the JPEG is truncated: it has no end marker", _FETCH)
+    height, width, components = frame
+    return Header(height, width, "jpeg", orientation, components)
+
+
+def _jpeg_segments(head: bytes, path: str) -> tuple[tuple[int, int, int], int, int]:
+    """Return (height, width, components), the orientation, and where the first scan starts."""
     at, end, orientation = 2, len(head), 1
-    frame: tuple[int, int, int] | None = None
+    frame = (0, 0, 0)
     while at + 4 <= end:
         if head[at] != 0xFF:
             raise CorruptImage(path, f"no JPEG marker at byte {at}", _FETCH)
@@ -97,26 +114,17 @@ def _jpeg(head: bytes, tail: bytes, path: str, *, partial: bool) -> Header:
             at += 1
             continue
         if marker == _SOS:
-            break
-        body = at + 4
+            return frame, orientation, at
+        body, after = at + 4, at + 2 + _u16(head, at + 2)
         if 0xC0 <= marker <= 0xCF and marker not in _NOT_SOF:
             if body + 6 > end:
-                raise _NeedsMoreError
+                break
             frame = struct.unpack_from(">xHHB", head, body)
         elif marker == _APP1 and head[body : body + 6] == b"Exif\0\0":
-            orientation = exif_orientation(head[body + 6 : at + 2 + _u16(head, at + 2)])
+            orientation = exif_orientation(head[body + 6 : after])
         # Markers without a length (restart, TEM) don't occur before the first scan.
-        at += 2 + _u16(head, at + 2)
-    else:
-        raise _NeedsMoreError
-    if frame is None or 0 in frame:
-        raise CorruptImage(path, "the JPEG header gives no size", _FETCH)
-    if tail.rfind(_EOI, at if tail is head else 0) < 0:
-        if partial:
-            raise _NeedsMoreError  # padding or a second picture may hide the marker
-        raise CorruptImage(path, "the JPEG is truncated: it has no end marker", _FETCH)
-    height, width, components = frame
-    return Header(height, width, "jpeg", orientation, components)
+        at = after
+    raise _NeedsMoreError
 
 
 def _u16(data: bytes, at: int) -> int:
@@ -166,28 +174,45 @@ def exif_orientation(exif: bytes) -> int:
     return 1
 
 
+def pillow_open(data: bytes) -> Image.Image:
+    """Open an image by Pillow, in those of `PILLOW_FORMATS` that this Pillow can read."""
+    from PIL import Image
+
+    if "TIFF" not in Image.OPEN:
+        Image.init()
+    known: list[str] = [name for name in PILLOW_FORMATS if name in Image.OPEN]
+    return Image.open(io.BytesIO(data), formats=known)
+
+
 def _other(data: bytes, path: str) -> Header:
     """Read the header of the other formats by Pillow."""
-    import io
-
     from PIL import Image
+    from PIL.TiffImagePlugin import TiffImageFile
 
     if not data.strip(b"\0"):
         cause = "the file holds only zeros" if data else "the file is empty (0 bytes)"
         raise CorruptImage(path, cause, _FETCH)
     try:
-        with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
+        with pillow_open(data) as image:
             turn = image.getexif().get(_ORIENTATION, 1)
-            return Header(
-                image.height,
-                image.width,
-                (image.format or "").lower(),
-                turn if turn in range(1, 9) else 1,
-            )
+            turn = turn if turn in range(1, 9) else 1
+            width, height = image.size
+            if isinstance(image, TiffImageFile):  # newer Pillows give a TIFF's size upright
+                width, height = image.tag_v2[256], image.tag_v2[257]
+            return Header(height, width, (image.format or "").lower(), turn)
     except Image.DecompressionBombError as error:
         raise ImageTooLarge(path, str(error), "cut it into tiles, or leave it out") from None
     except Exception as error:  # Pillow's plugins raise whatever their parsing hits
         raise CorruptImage(path, *_not_an_image(data, error)) from None
+
+
+def _text(start: bytes) -> str:
+    """Return bytes as text; "" when they are no UTF-8 (the last character may be cut) or binary."""
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(start)
+    except UnicodeDecodeError:
+        return ""
+    return text if all(c.isprintable() or c in "\t\r\n\f\ufeff" for c in text) else ""
 
 
 def _not_an_image(data: bytes, error: Exception) -> tuple[str, str]:
@@ -197,9 +222,10 @@ def _not_an_image(data: bytes, error: Exception) -> tuple[str, str]:
         return "a Git LFS pointer, not the image", "run git lfs pull"
     if start.lstrip()[:1] == b"<":
         return "a web or XML page, not an image", "fetch the file again; the server sent a page"
-    if all(byte >= 32 or byte in b"\t\r\n\f" for byte in start):
-        text = start[:30].decode("latin-1").split("\n")[0].strip()
-        return f"text, not an image (it starts {text!r})", "replace it or leave it out"
+    text = _text(start)
+    if text:
+        line = text[:30].split("\n")[0].strip()
+        return f"text, not an image (it starts {line!r})", "replace it or leave it out"
     if type(error).__name__ == "UnidentifiedImageError":
         return f"no image format that is known (it starts {start[:8].hex(' ')})", _FETCH
     return f"the header is damaged ({error})", _FETCH

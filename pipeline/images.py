@@ -8,14 +8,13 @@ here, and no colour profile is: networks are trained on such pixels.
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from pipeline.errors import CorruptImage, ImageTooLarge
 from pipeline.files import Tree, locate
-from pipeline.image_header import PILLOW_FORMATS, Header, header, probe
+from pipeline.image_header import Header, header, pillow_open, probe
 from pipeline.listing import IMAGE_SUFFIXES, list_images
 
 if TYPE_CHECKING:
@@ -35,6 +34,8 @@ __all__ = [
 PIXEL_LIMIT: Final = 178_956_970
 """Half a gigabyte of RGB; above it Pillow, too, calls an image a decompression bomb."""
 
+_BACK: Final = {6: 8, 8: 6}
+"""The orientations that do not undo themselves."""
 _FETCH: Final = "fetch the file again or leave it out"
 
 
@@ -75,10 +76,14 @@ def decode(
             f"{head.width} x {head.height} pixels, the limit is {pixel_limit}",
             "cut it into tiles, scale it down, or raise the limit",
         )
-    if head.format == "png" or (head.format == "jpeg" and head.components != 4):
-        pixels = _decode_opencv(data, path)
+    if head.format == "png":
+        pixels = _decode_png(data, path)
+    elif head.format == "jpeg" and head.components != 4:
+        pixels = _decode_jpeg(data, path)
     else:
         pixels = _decode_pillow(data, path)
+        if head.format == "tiff":  # Pillow turns these, and these only, upright itself
+            pixels = turn(pixels, _BACK.get(head.orientation, head.orientation))
     if pixels.shape != (head.height, head.width, 3):
         raise CorruptImage(
             path,
@@ -89,24 +94,40 @@ def decode(
     return turn(pixels, head.orientation) if orient else pixels
 
 
-def _decode_opencv(data: bytes, path: str) -> NDArray[np.uint8]:
-    import cv2
+def _decode_jpeg(data: bytes, path: str) -> NDArray[np.uint8]:
+    import imagecodecs
 
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error as error:
-        raise CorruptImage(path, f"the decoder refuses it ({error.err})", _FETCH) from None
-    if pixels is None:
-        raise CorruptImage(path, "the pixel data is damaged", _FETCH)
-    return pixels  # type: ignore[no-any-return]
+        pixels: NDArray[np.uint8] = imagecodecs.jpeg8_decode(data, outcolorspace="RGB")
+    except Exception as error:  # Jpeg8Error; others come from what it hands to NumPy
+        raise _damaged(path, error) from None
+    return pixels
+
+
+def _decode_png(data: bytes, path: str) -> NDArray[np.uint8]:
+    import imagecodecs
+
+    try:
+        pixels = imagecodecs.png_decode(data)
+    except Exception as error:  # PngError; others come from what it hands to NumPy
+        raise _damaged(path, error) from None
+    if pixels.dtype == np.uint16:
+        pixels = (pixels >> 8).astype(np.uint8)
+    if pixels.ndim == 2 or pixels.shape[2] <= 2:
+        grey = pixels if pixels.ndim == 2 else pixels[:, :, 0]
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    return np.ascontiguousarray(pixels[:, :, :3])
+
+
+def _damaged(path: str, error: Exception) -> CorruptImage:
+    return CorruptImage(path, f"the pixel data is damaged ({error})", _FETCH)
 
 
 def _decode_pillow(data: bytes, path: str) -> NDArray[np.uint8]:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
+        with pillow_open(data) as image:
             if image.mode.startswith("I"):
                 return _high_byte(np.asarray(image), path)
             if image.mode == "F":
@@ -117,7 +138,7 @@ def _decode_pillow(data: bytes, path: str) -> NDArray[np.uint8]:
     except CorruptImage:
         raise
     except Exception as error:  # Pillow's plugins raise whatever their parsing hits
-        raise CorruptImage(path, f"the pixel data is damaged ({error})", _FETCH) from None
+        raise _damaged(path, error) from None
 
 
 def _high_byte(samples: NDArray[Any], path: str) -> NDArray[np.uint8]:

@@ -86,6 +86,13 @@ class LabelSpace:
                     " values in 0..255"
                 )
 
+    def __hash__(self) -> int:
+        # Spaces key caches that are asked once an image: don't walk 895 classes there.
+        return hash((self.name, self.ignore_index, len(self.classes)))
+
+    def __reduce__(self) -> tuple[type[LabelSpace], tuple[str, tuple[LabelClass, ...], int]]:
+        return LabelSpace, (self.name, self.classes, self.ignore_index)  # without cached tables
+
     @cached_property
     def ids(self) -> tuple[int, ...]:
         """Return the listed ids, in order."""

@@ -12,16 +12,19 @@ import os
 import posixpath
 import re
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pipeline.errors import InputError, LayoutError
 from pipeline.files import ARCHIVE_URL, local_path, locate, open_tree
+from pipeline.local import walked_entry
 from pipeline.record import Sample
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     import pyarrow as pa
+
+    from pipeline.files import Tree
 
 IMAGE_SUFFIXES: Final = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif",
@@ -46,28 +49,35 @@ def list_images(source: str, *, dataset: str | None = None, **opts: Any) -> Iter
     differ in nothing else (a.jpg, a.png), the later keeps its suffix.
 
     Raises:
-        LayoutError: the source is not there, or the manifest has no such column.
+        LayoutError: the source is not there, the manifest has no such column, or (when the listing
+            ends) nothing matches the pattern.
     """
     label = dataset or _title(source)
-    exists = _exists(source, opts)
-    if exists and source.lower().endswith(_MANIFESTS):
+    kind = _kind(source, opts)
+    if kind == "manifest":
         return _samples(_manifest(source, opts), label)
-    if not exists and _MAGIC.search(source):
+    if kind == "pattern":
         return _samples(_matches(source, opts), label)
     tree = open_tree(source, **opts)
     entries = tree.walk(suffixes=IMAGE_SUFFIXES)
     return _samples(((e.name, tree.url_of(e.name), e.fingerprint) for e in entries), label)
 
 
-def _exists(source: str, opts: dict[str, Any]) -> bool:
-    """Tell whether the source is there as it is written, be there a * in its name."""
+def _kind(source: str, opts: dict[str, Any]) -> Literal["manifest", "pattern", "tree"]:
+    """Tell what a source is; one that is there as it is written is no pattern."""
+    manifest = source.lower().endswith(_MANIFESTS)
+    pattern = _MAGIC.search(source) is not None
+    if not manifest and not pattern:
+        return "tree"
     path = local_path(source)
     if path is not None:
-        return os.path.exists(path)
-    if _MAGIC.search(source) or source.lower().endswith(_MANIFESTS):
+        exists, directory = os.path.exists(path), os.path.isdir(path)
+    else:
         tree, name = locate(source, **opts)
-        return tree.exists(name)
-    return True  # open_tree looks
+        exists, directory = tree.exists(name), tree.isdir(name)
+    if pattern and not exists:
+        return "pattern"
+    return "manifest" if manifest and exists and not directory else "tree"
 
 
 def _title(source: str) -> str:
@@ -108,15 +118,23 @@ def _matches(pattern: str, opts: dict[str, Any]) -> Iterator[Found]:
     elif root == "" or root.endswith(":/"):
         root += "/"
     tree = open_tree(root, **opts)
-    match = re.compile(_regex(rest)).fullmatch
     suffix = posixpath.splitext(rest)[1]
     # *.img asks for just these; * asks for the images among what it matches.
     wanted = None if suffix and not _MAGIC.search(suffix) else IMAGE_SUFFIXES
-    return (
-        (e.name, tree.url_of(e.name), e.fingerprint)
-        for e in tree.walk(suffixes=wanted)
-        if match(e.name)
-    )
+    return _matching(tree, wanted, re.compile(_regex(rest)), pattern)
+
+
+def _matching(
+    tree: Tree, wanted: tuple[str, ...] | None, match: re.Pattern[str], pattern: str
+) -> Iterator[Found]:
+    """Yield what matches; a pattern without a match is a slip of the pen."""
+    found = False
+    for entry in tree.walk(suffixes=wanted):
+        if match.fullmatch(entry.name):
+            found = True
+            yield entry.name, tree.url_of(entry.name), entry.fingerprint
+    if not found:
+        raise LayoutError(f"{pattern}: no image matches this pattern")
 
 
 def _regex(pattern: str) -> str:
@@ -230,6 +248,8 @@ def _name_of(base: str, path: str) -> str:
 
 def _fingerprint(path: str, opts: dict[str, Any]) -> str:
     """Return a file's fingerprint; "" when it is missing, so that reading it says so."""
+    if path[:1] == "/":
+        return walked_entry(path, path).fingerprint
     try:
         tree, name = locate(path, **opts)
         return tree.entry(name).fingerprint

@@ -48,7 +48,7 @@ class LocalTree(Tree):
             yield self.entry(self.only)
             return
         outside: list[str] = []
-        prefix = top[len(self.url) + 1 :]
+        prefix = safe_name(under, self.url)
         yield from self._walk(top, prefix + "/" if prefix else "", suffixes, (), outside)
         if outside:
             LOG.warning(
@@ -75,7 +75,7 @@ class LocalTree(Tree):
                     chain = (*above, os.path.realpath(directory))
                 yield from self._walk(below, prefix + key, suffixes, chain, outside)
             elif suffixes is None or key.lower().endswith(suffixes):
-                yield _local_entry(directory + "/" + key, prefix + key)
+                yield walked_entry(directory + "/" + key, prefix + key)
 
     def _children(self, directory: str, above: tuple[str, ...], outside: list[str]) -> list[str]:
         """Return the names in a directory, a slash behind directories, in the walk's order."""
@@ -150,7 +150,11 @@ class LocalTree(Tree):
         """Return one file's entry."""
         path = self._path(name)
         try:
-            status = os.stat(path)
+            status = os.lstat(path)
+            if stat.S_ISLNK(status.st_mode):
+                if not _within(os.path.realpath(path), self.limit):
+                    raise _leads_outside(path, self.limit)
+                status = os.stat(path)
         except OSError as error:
             raise unreadable(path, error) from None
         if stat.S_ISDIR(status.st_mode):
@@ -159,7 +163,9 @@ class LocalTree(Tree):
 
     def url_of(self, name: str) -> str:
         """Return the file's absolute path."""
-        return f"{self.url}/{name}" if name else self.url
+        if not name:
+            return self.url
+        return f"{self.url}/{name}" if self.url != "/" else "/" + name
 
     def sub(self, prefix: str) -> LocalTree:
         """Return the tree below `prefix`."""
@@ -168,9 +174,9 @@ class LocalTree(Tree):
     def _path(self, name: str) -> str:
         """Return the absolute path of a name, checked to stay inside the tree."""
         name = safe_name(name, self.url)
+        path = self.url_of(name)
         directory = name.rpartition("/")[0]
-        path = f"{self.url}/{name}" if name else self.url
-        if directory not in self._safe:
+        if self.limit != "/" and directory not in self._safe:
             real = os.path.realpath(f"{self.url}/{directory}")
             if not _within(real, self.limit):
                 raise _leads_outside(path, self.limit)
@@ -205,7 +211,7 @@ def _scan(directory: str) -> list[os.DirEntry[str]]:
         raise LayoutError(f"{directory}: cannot be listed: {cause}") from None
 
 
-def _local_entry(path: str, name: str) -> Entry:
+def walked_entry(path: str, name: str) -> Entry:
     """Return a walked file's entry; fingerprint "" when it cannot be inspected."""
     try:
         status = os.stat(path)

@@ -24,13 +24,14 @@ from pipeline.metrics.confusion import (
     Tally,
     count_pairs,
 )
-from pipeline.pairing import Pair, rows_of
+from pipeline.rows import rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from pipeline.label_space import LabelSpace
-    from pipeline.pairing import RowKey
+    from pipeline.pairing import Pair
+    from pipeline.rows import RowKey
     from pipeline.store import Store
 
 IMAGE_SCHEMA: Final = pa.schema(
@@ -145,7 +146,7 @@ class _Cell:
 
 def _cells(store: Store, keys: Iterable[RowKey]) -> Iterator[tuple[RowKey, _Cell]]:
     for key, row in rows_of(store, keys, ["mask.bytes", "label_space", "image.path"]):
-        mask, space, path = (value.as_py() for value in row)
+        mask, space, path = row
         yield key, _Cell(mask, space or "", path or key.image_id)
 
 

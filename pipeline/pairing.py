@@ -6,32 +6,23 @@ image_id, and then by image_id alone (a bucket that was copied, a prediction mad
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.errors import SegmillError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
-    from pipeline.store import Store
+    from pipeline.rows import Listing, RowKey
 
 _NONE: Final = -1
-
-
-class RowKey(NamedTuple):
-    """The identity of a row in its store; `place` is a hash of the image's path."""
-
-    image_id: str
-    dataset: str
-    place: int
+_BLOCK: Final = 4096
 
 
 class Pair(NamedTuple):
@@ -40,91 +31,6 @@ class Pair(NamedTuple):
     truth: RowKey
     predicted: RowKey
     split: str
-
-
-def place_of(path: str | None) -> int:
-    """Return the hash of an image path by which rows are matched: 63 bits; 0 without a path."""
-    if path is None:
-        return 0
-    digest = hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Listing:
-    """The rows of a store in a fixed order, without what they hold."""
-
-    keys: pa.Table
-    """Columns image_id, dataset, split, label_space, and `place` (int64)."""
-
-    @property
-    def rows(self) -> int:
-        """How many rows there are."""
-        return int(self.keys.num_rows)
-
-    def label_spaces(self) -> list[str]:
-        """Return the names of the label spaces that the rows use."""
-        return sorted(s for s in pc.unique(self.keys["label_space"]).to_pylist() if s)
-
-    def places(self) -> NDArray[np.int64]:
-        """Return the path hashes."""
-        return np.asarray(self.keys["place"].to_numpy())
-
-    def hashes(self, *columns: str) -> NDArray[np.int64]:
-        """Return a hash of each row's columns, never 0."""
-        parts = [self.keys[c].to_pylist() for c in columns]
-        rows = zip(*parts, strict=True)
-        return np.fromiter((place_of("\0".join(row)) or 1 for row in rows), np.int64, self.rows)
-
-    def key(self, row: int) -> RowKey:
-        """Return a row's identity."""
-        columns = (self.keys[c][row].as_py() for c in ("image_id", "dataset", "place"))
-        return RowKey(*columns)
-
-
-def list_rows(store: Store, where: pc.Expression | str | None = None) -> Listing:
-    """List a store's rows, sorted by image_id; only narrow columns are read.
-
-    `where` is what `Store.scan` takes.
-    """
-    columns = ["image_id", "dataset", "split", "label_space", "image.path"]
-    batches = []
-    for batch in store.scan(columns, where, batch_rows=16384):
-        paths = batch["image.path"].to_pylist()
-        places = np.fromiter(map(place_of, paths), np.int64, batch.num_rows)
-        batches.append(_narrow(batch, places))
-    table = pa.Table.from_batches(batches, schema=_LISTED)
-    table = table.unify_dictionaries().combine_chunks()
-    plain = pa.table(
-        [table[n].cast(_PLAIN.get(n, table[n].type)) for n in _ORDER], names=list(_ORDER)
-    )
-    order = pc.sort_indices(plain, [(name, "ascending") for name in _ORDER])
-    return Listing(table.take(order))
-
-
-_CODED: Final = pa.dictionary(pa.int32(), pa.string())
-_LISTED: Final = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("dataset", _CODED),
-        ("split", _CODED),
-        ("label_space", _CODED),
-        ("place", pa.int64()),
-    ]
-)
-
-
-_ORDER: Final = ("image_id", "dataset", "split", "place")
-_PLAIN: Final = {"dataset": pa.string(), "split": pa.string()}  # Arrow sorts no coded column
-
-
-def _narrow(batch: pa.RecordBatch, places: NDArray[np.int64]) -> pa.RecordBatch:
-    coded = [
-        pc.fill_null(batch[name].cast(pa.string()), "").dictionary_encode()
-        for name in ("dataset", "split", "label_space")
-    ]
-    ids = batch["image_id"].cast(pa.string())
-    return pa.RecordBatch.from_arrays([ids, *coded, pa.array(places)], schema=_LISTED)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -154,10 +60,12 @@ class Pairing:
         return self.predicted.rows - len(np.unique(self.partner[self.partner >= 0]))
 
     def __iter__(self) -> Iterator[Pair]:
-        keys = self.truth.keys
-        for row in np.flatnonzero(self.partner >= 0).tolist():
-            other = self.predicted.key(int(self.partner[row]))
-            yield Pair(self.truth.key(row), other, keys["split"][row].as_py())
+        matched = np.flatnonzero(self.partner >= 0)
+        for start in range(0, len(matched), _BLOCK):
+            rows = matched[start : start + _BLOCK]
+            splits = self.truth.keys["split"].take(pa.array(rows)).to_pylist()
+            sides = self.truth.named(rows), self.predicted.named(self.partner[rows])
+            yield from map(Pair._make, zip(*sides, splits, strict=True))
 
 
 def pair_rows(truth: Listing, predicted: Listing) -> Pairing:
@@ -216,25 +124,3 @@ def _no_pair(truth: Listing, predicted: Listing) -> str:
         f"the predictions ({predicted.rows} rows, the first {predicted.key(0).image_id!r}): "
         f"neither paths nor ids agree"
     )
-
-
-def rows_of(
-    store: Store, keys: Iterable[RowKey], columns: Sequence[str]
-) -> Iterator[tuple[RowKey, list[pa.Scalar]]]:
-    """Read the rows of some keys, in any order: key and the columns, as Arrow scalars.
-
-    The keys should lie near each other: the store is read from the least image_id to the greatest.
-    """
-    wanted = set(keys)
-    ids = sorted({key.image_id for key in wanted})
-    if not ids:
-        return
-    name = pc.field("image_id")
-    where = (name >= ids[0]) & (name <= ids[-1]) & name.isin(ids)
-    identity = ("image_id", "dataset", "image.path")
-    for batch in store.scan([*identity, *(c for c in columns if c not in identity)], where):
-        parts = (batch[name].to_pylist() for name in identity)
-        for row, (image_id, dataset, path) in enumerate(zip(*parts, strict=True)):
-            key = RowKey(image_id, dataset or "", place_of(path))
-            if key in wanted:
-                yield key, [batch[c][row] for c in columns]

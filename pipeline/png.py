@@ -1,7 +1,7 @@
 """PNG files of class ids: their chunks, their raw samples, and the ones written for speed.
 
 A mask cell is a PNG with filter type 0 on every row and one IDAT: inflating it gives the pixels,
-each row behind one zero byte. Any other PNG of ids is read by OpenCV from a copy that says "grey",
+each row behind one zero byte. Any other PNG of ids is read by libpng from a copy that says "grey",
 so that palette indices stay indices and no colour management, gamma or rotation applies.
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 PIXEL_LIMIT: Final = 1 << 28
-"""Most pixels that a mask may have: four times what an image of the datasets here holds."""
+"""Most pixels that a label file may promise; beyond it, memory would be taken for a bomb."""
 
 GREY: Final = 0
 RGB: Final = 2
@@ -181,8 +181,8 @@ def ids(png: Png, path: str) -> LabelMap:
         if png.depth == 8:
             return rows.reshape(png.height, 1 + png.width)[:, 1:]
         return _wide(rows, png.height, png.width).astype(np.uint16)
-    samples = _by_opencv(assemble(png, GREY, None), path, (png.height, png.width))
-    if png.depth < 8:  # OpenCV stretches 1, 2 and 4 bits to 0..255
+    samples = _by_libpng(assemble(png, GREY, None), path)
+    if png.depth < 8:  # libpng stretches 1, 2 and 4 bits to 0..255
         samples //= 255 // ((1 << png.depth) - 1)
     return samples
 
@@ -195,20 +195,15 @@ def _wide(rows: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint16
 def colours(png: Png, path: str) -> NDArray[np.uint8]:
     """Return the colours of an 8-bit RGB or RGBA PNG as they are stored: RGB [H, W, 3]."""
     inflate(png, path)
-    shape = (png.height, png.width, _CHANNELS[png.colour])
-    pixels = _by_opencv(assemble(png, png.colour, None), path, shape)
-    return np.ascontiguousarray(pixels[:, :, 2::-1])
+    return np.ascontiguousarray(_by_libpng(assemble(png, png.colour, None), path)[:, :, :3])
 
 
-def _by_opencv(data: bytes, path: str, shape: tuple[int, ...]) -> NDArray[Any]:
-    """Decode a PNG that `inflate` found whole; colours come as BGR."""
-    import cv2
-
-    pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None or pixels.shape != shape:
-        raise _corrupt(path, "OpenCV cannot decode the PNG")
-    found: NDArray[Any] = pixels
-    return found
+def _by_libpng(data: bytes, path: str) -> NDArray[Any]:
+    """Decode a PNG that `inflate` found whole: libpng takes some that are cut off for whole."""
+    try:
+        return imagecodecs.png_decode(data)
+    except imagecodecs.PngError as error:
+        raise _corrupt(path, f"libpng cannot decode the PNG ({error})") from None
 
 
 def assemble(png: Png, colour: int, palette: bytes | None) -> bytes:

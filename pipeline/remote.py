@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from pipeline.errors import LayoutError, MissingExtra, MissingFile, UsageError
@@ -13,34 +14,34 @@ if TYPE_CHECKING:
 
 _EXTRAS: Final = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure",
                   "abfss": "azure", "az": "azure"}  # fmt: skip
-_CHECKSUMS: Final = ("ETag", "etag", "checksum", "md5Hash", "md5", "crc32c", "content_md5")
+_CHECKSUMS: Final = ("md5Hash", "ETag", "etag", "checksum", "content_md5")
 _STAMPS: Final = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
 
 
 class Remote:
     """A file system and a root path on it, opened on first use."""
 
-    __slots__ = ("_fs", "_options", "_root", "url")
+    __slots__ = ("_opened", "_options", "url")
 
     def __init__(self, url: str, options: dict[str, Any]) -> None:
         self.url, self._options = url, options
-        self._fs: Any = None
-        self._root = ""
+        self._opened: tuple[Any, str] | None = None
 
-    @property
-    def fs(self) -> Any:
-        """The fsspec file system."""
-        if self._fs is None:
+    def at(self, name: str) -> tuple[Any, str]:
+        """Return the fsspec file system and a name's path on it.
+
+        Raises:
+            UnsafePath: the name leads outside the root.
+        """
+        if self._opened is None:
             # Listings go stale in a process that lives for nights, and a bucket's fill the memory.
             options = {"use_listings_cache": False, **self._options}
-            self._fs, self._root = _connect(self.url, options)
-        return self._fs
-
-    def path(self, name: str) -> str:
-        """Return a name's path on the file system."""
-        fs = self.fs
-        root = self._root.rstrip("/")
-        return f"{root}/{name}" if name and root else name or self._root or fs.root_marker
+            self._opened = _connect(self.url, options)  # set at once: threads share it
+        fs, root = self._opened
+        name = safe_name(name, self.url)
+        if not name:
+            return fs, root or fs.root_marker
+        return fs, f"{root.rstrip('/')}/{name}" if root.rstrip("/") else fs.root_marker + name
 
 
 def _connect(url: str, options: dict[str, Any]) -> tuple[Any, str]:
@@ -84,11 +85,13 @@ class RemoteTree(Tree):
 
     def _children(self, under: str) -> list[tuple[str, int, str]]:
         """Return a directory's (name, bytes, fingerprint), a slash behind directories, sorted."""
-        path = self._remote.path(under)
+        fs, path = self._remote.at(under)
         try:
-            items = self._remote.fs.ls(path, detail=True)
+            items = fs.ls(path, detail=True)
         except (FileNotFoundError, NotADirectoryError):
             raise LayoutError(f"{self.url_of(under)}: no such directory") from None
+        except Exception as error:  # each file system has its own classes for refusals
+            raise LayoutError(f"{self.url_of(under)}: cannot be listed: {_say(error)}") from error
         children = []
         for item in items:
             base = item["name"].rstrip("/").rpartition("/")[2]
@@ -108,26 +111,28 @@ class RemoteTree(Tree):
         return self._cat(name)
 
     def _cat(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
-        path = self._remote.path(safe_name(name, self.url))
+        fs, path = self._remote.at(name)
         try:
-            return bytes(self._remote.fs.cat_file(path, start=start, end=end))
-        except FileNotFoundError:
-            raise self._missing(name) from None
-        except Exception as error:  # each file system has its own classes for refusals
-            text = " ".join(str(error).split()) or type(error).__name__
-            raise MissingFile(self.url_of(name), f"cannot be read: {text}", "try again") from error
+            return bytes(fs.cat_file(path, start=start, end=end))
+        except Exception as error:
+            raise self._unreadable(name, error) from error
 
-    def _missing(self, name: str) -> MissingFile:
-        return MissingFile(self.url_of(name), "no such file", "restore it or take it off the list")
+    def _unreadable(self, name: str, error: Exception) -> Exception:
+        """Return the error to raise; each file system has its own classes for refusals."""
+        url = self.url_of(name)
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            return MissingFile(url, "no such file", "restore it or take it off the list")
+        if isinstance(error, IsADirectoryError):
+            return MissingFile(url, "is a directory, not a file", "take it off the list")
+        return MissingFile(url, f"cannot be read: {_say(error)}", "check the URL and try again")
 
     def open(self, name: str) -> BinaryIO:
         """Return a file open for reading and seeking."""
+        fs, path = self._remote.at(name)
         try:
-            file: BinaryIO = self._remote.fs.open(
-                self._remote.path(safe_name(name, self.url)), "rb"
-            )
-        except FileNotFoundError:
-            raise self._missing(name) from None
+            file: BinaryIO = fs.open(path, "rb")
+        except Exception as error:
+            raise self._unreadable(name, error) from error
         return file
 
     def header_bytes(self, name: str, head: int = HEAD, tail: int = TAIL) -> tuple[bytes, bytes]:
@@ -139,22 +144,28 @@ class RemoteTree(Tree):
 
     def exists(self, name: str) -> bool:
         """Tell whether a file or directory is there."""
-        return bool(self._remote.fs.exists(self._remote.path(safe_name(name, self.url))))
+        return self._ask("exists", name)
 
     def isdir(self, name: str) -> bool:
         """Tell whether a directory is there."""
-        return bool(self._remote.fs.isdir(self._remote.path(safe_name(name, self.url))))
+        return self._ask("isdir", name)
+
+    def _ask(self, question: str, name: str) -> bool:
+        fs, path = self._remote.at(name)
+        try:
+            return bool(getattr(fs, question)(path))
+        except Exception as error:  # no such bucket, no credentials, no network
+            raise LayoutError(f"{self.url_of(name)}: cannot be reached: {_say(error)}") from error
 
     def entry(self, name: str) -> Entry:
         """Return one file's entry by one request."""
+        fs, path = self._remote.at(name)
         try:
-            info = self._remote.fs.info(self._remote.path(safe_name(name, self.url)))
-        except FileNotFoundError:
-            raise self._missing(name) from None
+            info = fs.info(path)
+        except Exception as error:
+            raise self._unreadable(name, error) from error
         if info["type"] == "directory":
-            raise MissingFile(
-                self.url_of(name), "is a directory, not a file", "take it off the list"
-            )
+            raise self._unreadable(name, IsADirectoryError())
         return Entry(name, info.get("size") or 0, _fingerprint(info))
 
     def url_of(self, name: str) -> str:
@@ -168,6 +179,11 @@ class RemoteTree(Tree):
         return RemoteTree(self.url_of(safe_name(prefix, self.url)), self.options)
 
 
+def _say(error: Exception) -> str:
+    """Return an error's text on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def _fingerprint(info: dict[str, Any]) -> str:
     """Return a file's checksum where its file system keeps one, else size and time."""
     for key in _CHECKSUMS:
@@ -175,4 +191,6 @@ def _fingerprint(info: dict[str, Any]) -> str:
             value = info[key]
             return value.hex() if isinstance(value, bytes | bytearray) else str(value).strip('"')
     stamp = next((info[key] for key in _STAMPS if info.get(key)), "")
+    if isinstance(stamp, datetime):  # one file system's ls and info may differ in this
+        stamp = stamp.timestamp()
     return f"{info.get('size') or 0}-{stamp}"

@@ -30,8 +30,9 @@ from pipeline.pair_scores import (
     failure_of,
     pair_chunks,
 )
-from pipeline.pairing import list_rows, pair_rows
+from pipeline.pairing import pair_rows
 from pipeline.record import ClassPixels
+from pipeline.rows import list_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,13 +41,16 @@ if TYPE_CHECKING:
 
     from pipeline.failures import Failure
     from pipeline.label_space import Loss
-    from pipeline.pairing import Listing, Pairing
+    from pipeline.pairing import Pairing
+    from pipeline.rows import Listing
     from pipeline.runner import Outcome, Runner
     from pipeline.store import Store
 
-_FEWEST_PAIRS: Final = 64  # opening a store's files for a chunk takes as long as scoring twenty
 _MOST_PAIRS: Final = 1024
-_CHUNK_BYTES: Final = 32 << 20
+_MOST_BYTES: Final = 32 << 20
+# Opening a store's files for a chunk takes some ten milliseconds, as scoring twenty small pairs.
+_FEWEST_PAIRS: Final = 128
+_FEWEST_BYTES: Final = 1 << 20
 _FAILURES_KEPT: Final = 1000
 _BINS: Final = 20
 
@@ -152,6 +156,8 @@ def score(
     pairing = pair_rows(list_rows(truth, where), list_rows(pred, pred_where))
     sides = (_used_spaces(truth, pairing.truth), _used_spaces(pred, pairing.predicted))
     space = _target(label_space, *sides)
+    if not space.train_ids:
+        raise UsageError(f"label space {space.name!r} has no class to score; all of it is void")
     plan = ScorePlan(truth, pred, space, *(_positions(side, space) for side in sides))
     gather = _Gather(space, extremes, on_images)
     size = chunk_size(pairing.pairs, truth, pred)
@@ -162,12 +168,13 @@ def score(
 
 def chunk_size(pairs: int, *stores: Store) -> int:
     """Return how many pairs a chunk holds: enough to be worth reading, few enough to hold."""
-    rows, size = 1, 0
+    rows, size = 1, 1
     for store in stores:
         for fragment in store.fragments():
             rows, size = rows + fragment.rows, size + fragment.size
-    held = _CHUNK_BYTES // max(1, size // rows)
-    return int(max(_FEWEST_PAIRS, min(_MOST_PAIRS, held, pairs // 8)))
+    each = max(1, size // rows)
+    fewest = min(_FEWEST_PAIRS, max(8, _FEWEST_BYTES // each))
+    return max(fewest, min(_MOST_PAIRS, _MOST_BYTES // each, pairs // 8))
 
 
 # --- label spaces ---------------------------------------------------------------------------------

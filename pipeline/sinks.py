@@ -66,18 +66,15 @@ class LocalSink(Sink):
         parent = os.path.dirname(target)
         # Hidden, so that no listing shows what a crash left; short, as the name may be 255 bytes.
         part = f"{parent}/.segmill-{os.getpid()}-{threading.get_ident()}-{next(_SERIAL)}.tmp"
-        with _create(part) as file:
-            try:
+        opened = _create(part)
+        try:
+            with opened as file:
                 yield file
                 if self.durable:
                     file.flush()
                     os.fsync(file.fileno())
-            except BaseException:
-                os.unlink(part)
-                raise
-        try:
             os.replace(part, target)
-        except OSError:
+        except BaseException:
             os.unlink(part)
             raise
         if self.durable:
@@ -125,12 +122,12 @@ class RemoteSink(Sink):
 
     def write(self, name: str, data: bytes | memoryview) -> None:
         """Write a file by one request."""
-        path = self._remote.path(safe_name(name, self.url))
+        fs, path = self._remote.at(name)
         try:
-            self._remote.fs.pipe_file(path, data)
+            fs.pipe_file(path, bytes(data))
         except FileNotFoundError:  # a file system with real directories
-            self._remote.fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-            self._remote.fs.pipe_file(path, data)
+            fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+            fs.pipe_file(path, bytes(data))
 
     @contextmanager
     def stream(self, name: str) -> Iterator[BinaryIO]:
@@ -140,16 +137,17 @@ class RemoteSink(Sink):
         """
         import tempfile
 
-        path = self._remote.path(safe_name(name, self.url))
+        fs, path = self._remote.at(name)
         with tempfile.NamedTemporaryFile(prefix="segmill-") as part:
             yield part.file  # type: ignore[misc]
             part.flush()
-            self._remote.fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-            self._remote.fs.put_file(part.name, path)
+            fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+            fs.put_file(part.name, path)
 
     def exists(self, name: str) -> bool:
         """Tell whether a file or directory is there."""
-        return bool(self._remote.fs.exists(self._remote.path(safe_name(name, self.url))))
+        fs, path = self._remote.at(name)
+        return bool(fs.exists(path))
 
     def url_of(self, name: str) -> str:
         """Return what `read_url` reads the file by."""

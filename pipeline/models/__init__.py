@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import ModuleType
 
+    from pipeline.label_space import LabelSpace
+
 __all__ = [
     "KINDS",
     "MODELS",
@@ -77,13 +79,13 @@ def adapter(kind: str) -> ModuleType:
 
 
 def load_model(
-    uri: str, *, weights: str | None = None, label_space: str | None = None
+    uri: str, *, weights: str | None = None, label_space: str | LabelSpace | None = None
 ) -> LoadedModel:
     """Load the model that a URI names, in eval mode on the CPU.
 
     `weights` is a .safetensors or .pt file (or a model directory) on any file system; it replaces
-    what the URI would load. `label_space` is a built-in name or a JSON file, and replaces the
-    model's own if it has as many classes.
+    what the URI would load. `label_space` is a built-in name, a JSON file or the thing itself; it
+    replaces the model's own if it has as many classes.
 
     Raises:
         UnknownName: no such kind, architecture or label space.

@@ -26,10 +26,12 @@ def read_space(name: str) -> LabelSpace:
     return LabelSpace.from_json(read_url(name).decode())
 
 
-def asked_space(uri: ModelUri, name: str | None) -> LabelSpace | None:
+def asked_space(uri: ModelUri, asked: str | LabelSpace | None) -> LabelSpace | None:
     """Return the label space that the caller or the URI names; the caller's word wins."""
-    asked = name or uri.options.get("label_space")
-    return None if asked is None else read_space(str(asked))
+    if isinstance(asked, LabelSpace):
+        return asked
+    name = asked or uri.options.get("label_space")
+    return None if name is None else read_space(str(name))
 
 
 def space_of_size(uri: ModelUri, asked: LabelSpace | None) -> LabelSpace:

@@ -89,7 +89,17 @@ def save_model(model: LoadedModel, url: str, training: Mapping[str, Any] | None 
         "digest": model.digest,
         "training": dict(training or {}),
     }
-    sink.write(MODEL_FILE, json.dumps(described, indent=1, ensure_ascii=False).encode())
+    sink.write(MODEL_FILE, _text(described))
+
+
+def amend_training(url: str, training: Mapping[str, Any]) -> None:
+    """Replace the record of the training in a model directory."""
+    described = read_description(url) | {"training": dict(training)}
+    open_sink(url).write(MODEL_FILE, _text(described))
+
+
+def _text(described: Mapping[str, Any]) -> bytes:
+    return json.dumps(described, indent=1, ensure_ascii=False).encode()
 
 
 def _unshared(module: nn.Module) -> dict[str, Tensor]:

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
+from pipeline.models.slope import Slope
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -80,7 +82,7 @@ class _Initial(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(3, 13, 3, stride=2, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(16, eps=_EPS)
-        self.act = nn.PReLU()
+        self.act = Slope()
 
     def forward(self, image: Tensor) -> Tensor:
         x = torch.cat((self.conv(image), F.max_pool2d(image, 2)), dim=1)
@@ -118,9 +120,7 @@ def _middle(width: int, middle: Middle) -> list[Conv]:
 class _Bottleneck(nn.Module):
     """A residual block that keeps size and width."""
 
-    def __init__(
-        self, width: int, middle: Middle, dropout: float, act: Activation = nn.PReLU
-    ) -> None:
+    def __init__(self, width: int, middle: Middle, dropout: float, act: Activation = Slope) -> None:
         super().__init__()
         narrow = width // _REDUCTION
         convs = [_conv(width, narrow, 1), *_middle(narrow, middle), _conv(narrow, width, 1)]
@@ -140,8 +140,8 @@ class _Down(nn.Module):
         narrow = fan_in // _REDUCTION
         reduce = _conv(fan_in, narrow, 2, stride=2)
         convs = [reduce, *_middle(narrow, "regular"), _conv(narrow, width, 1)]
-        self.branch = _Branch(convs, nn.PReLU, dropout)
-        self.act = nn.PReLU()
+        self.branch = _Branch(convs, Slope, dropout)
+        self.act = Slope()
         self.padding = width - fan_in
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

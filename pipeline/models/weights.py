@@ -96,6 +96,27 @@ def put_weights(model: LoadedModel, tensors: Mapping[str, Tensor], source: str) 
     model.module.load_state_dict(dict(tensors))
 
 
+def put_matching(model: LoadedModel, tensors: Mapping[str, Tensor], source: str) -> int:
+    """Copy the tensors whose names and shapes are the model's own; return how many were.
+
+    Raises:
+        ModelError: none is.
+    """
+    own = model.module.state_dict()
+    fit = {
+        name: tensor
+        for name, tensor in _renamed(own, tensors).items()
+        if name in own and own[name].shape == tensor.shape
+    }
+    if not fit:
+        raise ModelError(
+            f"{source}: none of its {len(tensors)} tensors has a name and shape of "
+            f"{model.architecture}"
+        )
+    model.module.load_state_dict(own | fit)
+    return len(fit)
+
+
 def _renamed(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Return the tensors of a library's own file under the names of our wrapper around it."""
     wrapped = all(name.startswith(_WRAPPED) for name in own)

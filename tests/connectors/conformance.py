@@ -59,10 +59,10 @@ if TYPE_CHECKING:
 class Made:
     """What `make_tree` wrote.
 
-    `splits` has the ids of each split in listing order; `ids` the class ids [H, W] by "split/id", in
-    the store's label space; size 0 for no mask. `sample` is the id of one of them, `image` its image and `mask` its
-    mask, where a mask is a file of its own, as names below the root. `same_files` come back byte
-    for byte when the records are written in the format again.
+    `splits` has the ids of each split in listing order; `ids` the class ids [H, W] by "split/id",
+    in the store's label space, of size 0 for no mask. `sample` is an id of one image only, `image`
+    its image and `mask` its mask, where a mask is a file of its own, as names below the root.
+    `same_files` come back byte for byte when the records are written in the format again.
     """
 
     splits: dict[str, list[str]]
@@ -165,10 +165,10 @@ class Conformance:
         assert [bare(r) for r in below] == [bare(r) for r in self.records(tree)]
 
     def test_samples_and_connector_survive_pickle_and_the_plan(self, tree: Tree) -> None:
-        connector, moved = pickle.loads(pickle.dumps((self.connector, tree)))  # noqa: S301
+        connector, moved = pickle.loads(pickle.dumps((self.connector, tree)))
         for sample in self.listed(tree):
             planned = Sample(**json.loads(json.dumps(asdict(sample))))
-            pickled = pickle.loads(pickle.dumps(sample))  # noqa: S301
+            pickled = pickle.loads(pickle.dumps(sample))
             record = self.connector.read(tree, sample)
             assert connector.read(moved, planned) == record
             assert connector.read(moved, pickled) == record
@@ -229,6 +229,20 @@ class Conformance:
         target = tmp_path / "target"
         rewrite(self.connector, records, target, self.space(packed))
         assert [bare(r) for r in self.records(open_tree(str(target)))] == [bare(r) for r in records]
+
+    def test_buckets_read_and_write_as_directories_do(
+        self, tree: Tree, root: Path, tmp_path: Path
+    ) -> None:
+        """fsspec's memory file system stands for a bucket: listed, never inspected file by file."""
+        bucket = f"memory://{tmp_path.name}"
+        sink = open_sink(bucket)
+        for name, data in contents(root).items():
+            sink.write(f"source/{name}", data)
+        records = self.records(open_tree(f"{bucket}/source"))
+        assert [bare(r) for r in records] == [bare(r) for r in self.records(tree)]
+        rewrite(self.connector, records, f"{bucket}/target", self.space(tree))
+        again = self.records(open_tree(f"{bucket}/target"))
+        assert [bare(r) for r in again] == [bare(r) for r in records]
 
     # Bad files
 
@@ -309,9 +323,7 @@ class Conformance:
         assert contents(one) == contents(two)
 
     def test_embedded_images_are_written(self, tree: Tree, tmp_path: Path) -> None:
-        records = [
-            replace(r, image=File("/gone/image", tree_bytes(r))) for r in self.records(tree)
-        ]
+        records = [replace(r, image=File("/gone/image", tree_bytes(r))) for r in self.records(tree)]
         rewrite(self.connector, records, tmp_path / "target", self.space(tree))
         again = self.records(open_tree(str(tmp_path / "target")))
         assert [bare(r) for r in again] == [bare(r) for r in records]
@@ -319,16 +331,12 @@ class Conformance:
     def test_image_that_is_gone(self, tree: Tree, tmp_path: Path) -> None:
         record = replace(self.records(tree)[0], image=File(str(tmp_path / "gone.png")))
         with pytest.raises(MissingFile, match="gone"):
-            self.connector.write(
-                open_sink(str(tmp_path / "target")), record, self.space(tree)
-            )
+            self.connector.write(open_sink(str(tmp_path / "target")), record, self.space(tree))
 
     def test_name_that_leads_outside(self, tree: Tree, tmp_path: Path) -> None:
         record = replace(self.records(tree)[0], image_id="../../../../outside")
         with pytest.raises(InputError, match="outside"):
-            self.connector.write(
-                open_sink(str(tmp_path / "a" / "b")), record, self.space(tree)
-            )
+            self.connector.write(open_sink(str(tmp_path / "a" / "b")), record, self.space(tree))
 
     def test_two_records_of_one_name(self, tree: Tree, tmp_path: Path) -> None:
         record = self.records(tree)[0]
@@ -402,7 +410,7 @@ def mask_of(root: Path, made: Made) -> Path:
 def rewrite(
     connector: Connector,
     records: Iterable[Record],
-    target: Path,
+    target: Path | str,
     space: LabelSpace,
     *,
     backwards: bool = False,
@@ -457,6 +465,13 @@ def grey(ids: NDArray[Any]) -> bytes:
     """Return a mask as a grey PNG."""
     data = io.BytesIO()
     Image.fromarray(ids.astype(np.uint8)).save(data, format="PNG")
+    return data.getvalue()
+
+
+def rgb_png(pixels: NDArray[np.uint8]) -> bytes:
+    """Return [H, W, 3] as a PNG."""
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, format="PNG")
     return data.getvalue()
 
 

@@ -17,6 +17,8 @@ from pipeline.record import Instance
 from tests.pipeline.label_files import SHAPES, blobs
 
 VOC = label_space("voc-21")
+# pycocotools' own Cython, on NumPy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
 @st.composite

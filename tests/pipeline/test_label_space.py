@@ -244,16 +244,6 @@ def test_every_pair_of_built_in_spaces_maps_or_says_why_not() -> None:
             assert int(table.lut[table.source.ignore_index]) == table.target.ignore_index
 
 
-def test_unified_tables_agree_with_each_other() -> None:
-    for name in LABEL_SPACES:
-        there, back = mapped(name, "unified") if name != "nyu-13" else {}, mapped("unified", name)
-        for unified, mine in back.items():
-            if mine is not None and mine in there and there[mine] is not None:
-                # What stands for a unified class is one of those that it was made of, or a wider
-                # one that MSeg's table or ours names for it.
-                assert there[mine] == unified or back[there[mine]] == mine
-
-
 def test_a_users_space_maps_by_names() -> None:
     mine = space_of("sky", "Building", "car", "moon")
     found = find_remap(mine, label_space("cityscapes-19"))

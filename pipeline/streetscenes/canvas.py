@@ -29,8 +29,6 @@ SKY, BUILDING, POLE, ROAD, PAVEMENT, TREE, SIGN, FENCE, CAR, PEDESTRIAN, BICYCLI
 """The ids of label space camvid-11."""
 NEAR: Final = 2.5
 """Nothing that stands is nearer to the camera than this, in metres: no shape crosses the lens."""
-_REACH: Final = 16_000
-"""Corners further out than this many pixels are pulled in: OpenCV's fixed point would overflow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +55,7 @@ class Canvas:
     focal: float
     """Pixels that a metre spans at a distance of one metre."""
     centre: Flat
-    """The vanishing point, in pixels."""
+    """The vanishing point, in pixels; corners are cut to whole pixels, so it holds the half."""
     eye: Flat
     """The camera's x and y in metres."""
     sunny: int
@@ -84,23 +82,16 @@ class Canvas:
 
     def tone(self, colour: Colour, z: float, light: float = 1.0) -> Colour:
         """Return the colour in this light, fading into the horizon's with distance."""
+        r, g, b = colour
+        hr, hg, hb = self.weather.horizon
         clear = math.exp(-z / self.weather.visibility)
-        haze, rest = self.weather.horizon, 1 - clear
-        return (
-            min(255.0, colour[0] * light) * clear + haze[0] * rest,
-            min(255.0, colour[1] * light) * clear + haze[1] * rest,
-            min(255.0, colour[2] * light) * clear + haze[2] * rest,
-        )
+        rest, light = 1 - clear, light * clear
+        # OpenCV saturates what is over 255.
+        return r * light + hr * rest, g * light + hg * rest, b * light + hb * rest
 
     def patch(self, what: int | None, colour: Colour, corners: Sequence[Flat]) -> None:
         """Fill a polygon given in pixels; with what=None it is a detail of the shape below it."""
-        points = np.array(
-            [
-                (max(-_REACH, min(_REACH, round(u))), max(-_REACH, min(_REACH, round(v))))
-                for u, v in corners
-            ],
-            np.int32,
-        )
+        points = np.array(corners, np.int32)
         cv2.fillPoly(self.rgb, [points], colour)
         if what is not None:
             cv2.fillPoly(self.ids, [points], (what,))
@@ -109,8 +100,10 @@ class Canvas:
         self, what: int | None, colour: Colour, corners: Sequence[Point], light: float = 1.0
     ) -> None:
         """Fill a polygon given in metres; its nearest corner sets the haze."""
-        z = min(p[2] for p in corners)
-        self.patch(what, self.tone(colour, z, light), [self.flat(*p) for p in corners])
+        (u0, v0), (x0, y0), focal = self.centre, self.eye, self.focal
+        flat = [(u0 + focal / z * (x - x0), v0 - focal / z * (y - y0)) for x, y, z in corners]
+        near = min([p[2] for p in corners])
+        self.patch(what, self.tone(colour, near, light), flat)
 
     def front(
         self, what: int | None, colour: Colour, x: float, up: Flat, along: Flat, light: float = 1.0
@@ -134,37 +127,33 @@ class Canvas:
         self.quad(what, colour, ((x0, 0, z0), (x1, 0, z0), (x1, 0, z1), (x0, 0, z1)), light)
 
     def panes(self, colour: Colour, corners: NDArray[np.float64]) -> None:
-        """Fill many details of one colour at once, corners [N,K,3] in metres that do not overlap."""
+        """Fill many details of one colour, none over another: corners [N,K,3] in metres."""
         s = self.focal / corners[..., 2]
         u = self.centre[0] + s * (corners[..., 0] - self.eye[0])
         v = self.centre[1] - s * (corners[..., 1] - self.eye[1])
-        points = np.clip(np.stack((u, v), -1), -_REACH, _REACH).round().astype(np.int32)
-        cv2.fillPoly(self.rgb, list(points), colour)
+        cv2.fillPoly(self.rgb, list(np.stack((u, v), -1).astype(np.int32)), colour)
 
     def disc(self, what: int | None, colour: Colour, at: Flat, radius: float) -> None:
         """Fill a circle given in pixels."""
-        spot, size = _pixel(at), max(0, round(radius))
+        spot, size = (int(at[0]), int(at[1])), int(radius + 0.5)
         cv2.circle(self.rgb, spot, size, colour, -1)
         if what is not None:
             cv2.circle(self.ids, spot, size, (what,), -1)
 
     def stroke(self, what: int | None, colour: Colour, a: Flat, b: Flat, width: float) -> None:
         """Draw a straight bar of this width in pixels, at least one."""
-        p, q, size = _pixel(a), _pixel(b), max(1, min(255, round(width)))
+        # OpenCV draws no line wider than 255.
+        size = max(1, min(255, int(width + 0.5)))
+        p, q = (int(a[0]), int(a[1])), (int(b[0]), int(b[1]))
         cv2.line(self.rgb, p, q, colour, size)
         if what is not None:
             cv2.line(self.ids, p, q, (what,), size)
 
-    def smooth(self, cells: int) -> NDArray[np.float32]:
+    def smooth(self, cells: int, height: int, width: int) -> NDArray[np.float32]:
         """Return smooth noise float32 [H,W] of deviation about 1, with `cells` waves across."""
-        height, width = self.ids.shape
         rows = max(2, round(cells * height / width))
         coarse = self.rng.standard_normal((rows, max(2, cells)), np.float32)
         noise: NDArray[np.float32] = cv2.resize(
             coarse, (width, height), interpolation=cv2.INTER_CUBIC
         )
         return noise
-
-
-def _pixel(at: Flat) -> tuple[int, int]:
-    return max(-_REACH, min(_REACH, round(at[0]))), max(-_REACH, min(_REACH, round(at[1])))

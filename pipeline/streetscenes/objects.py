@@ -7,11 +7,12 @@ leave its label.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from pipeline.street_canvas import (
+from pipeline.streetscenes.canvas import (
     BICYCLIST,
     BUILDING,
     CAR,
@@ -74,7 +75,7 @@ def building(view: Canvas, side: int, edge: float, along: Flat, height: float) -
         _windows(view, _grid(storeys, columns, height, 0.3), (near, near), (x, back), end)
     # The front is drawn in pieces along the street, so that the haze grows along it.
     cuts = np.linspace(near, far, 4 if near < 30 else 2).tolist()
-    for a, b in reversed(list(zip(cuts, cuts[1:], strict=False))):
+    for a, b in reversed(list(pairwise(cuts))):
         view.front(BUILDING, colour, x, (0, height), (a, b), light)
     view.front(None, colour, x, (height - 0.4, height), along, light * 1.14)
     columns = max(2, round((far - near) / view.pick(1.9, 3.0)))
@@ -127,17 +128,14 @@ def _windows(
     left, right, low, high = np.array(grid).T
     glass = view.one(((58, 68, 82), (76, 92, 112), (40, 44, 52), (126, 146, 166)))
     z = min(along)
-    for inset, colour in ((0.0, (226, 222, 214)), (0.12, glass)):
+    # Far away a frame is thinner than a pixel.
+    for inset, colour in ((0.0, (226, 222, 214)), (0.12, glass))[z > 35 :]:
         a, b = left + (right - left) * inset, right - (right - left) * inset
         y0, y1 = low + (high - low) * inset, high - (high - low) * inset * 0.7
-        corners = np.stack(
-            [
-                np.stack((across[0] + (across[1] - across[0]) * t, y,
-                          along[0] + (along[1] - along[0]) * t), -1)
-                for t, y in ((a, y0), (a, y1), (b, y1), (b, y0))
-            ],
-            axis=1,
-        )  # fmt: skip
+        t, corners = np.stack((a, a, b, b), -1), np.empty((len(grid), 4, 3))
+        corners[..., 0] = across[0] + (across[1] - across[0]) * t
+        corners[..., 1] = np.stack((y0, y1, y1, y0), -1)
+        corners[..., 2] = along[0] + (along[1] - along[0]) * t
         view.panes(view.tone(colour, z, light * 0.95), corners)
 
 
@@ -187,12 +185,15 @@ def tree(view: Canvas, x: float, z: float, height: float) -> None:
     foot = view.flat(x, 0, z)
     view.stroke(TREE, view.tone((74, 58, 46), z), foot, (u, v), s * height * 0.045)
     radius = s * height * view.pick(0.2, 0.28)
-    rolls = view.rng.random((13, 3)).tolist()
+    if not -2 * radius < u < view.ids.shape[1] + 2 * radius:
+        return
+    rolls = view.rng.random((13 if radius > 8 else 6, 3)).tolist()
     leaves = [
         (u + (a - 0.5) * radius * 2.3, v + (b - 0.6) * radius * 2.2, radius * (0.4 + 0.35 * c))
         for a, b, c in rolls
     ]
-    for shade, shrink in ((0.62, 1.0), (0.92, 0.72), (1.22, 0.4)):
+    shades = ((0.62, 1.0), (0.92, 0.72), (1.22, 0.4))
+    for shade, shrink in shades if radius > 5 else shades[:2]:
         tone = view.tone(green, z, shade)
         for cu, cv, r in leaves:
             shift = r * (1 - shrink) * 0.55
@@ -260,11 +261,12 @@ def car(view: Canvas, x: float, z: float, *, coming: bool) -> None:
     side = 1 if view.eye[0] > x else -1
     if abs(view.eye[0] - x) > half:
         _car_side(view, shape, x, z, side, paint, light * (1.0 if side == -view.sunny else 0.72))
-    for a, b in reversed(list(zip(shape[:5], shape[1:6], strict=True))):
+    for a, b in reversed(list(pairwise(shape[:6]))):
         view.quad(CAR, paint, _strip(x, z, a, b), light * (1.1 if b[1] < 1.0 else 0.96))
     glass = (shape[2], shape[3]) if shape is _COMING else (shape[1], shape[2])
-    view.quad(None, (44, 52, 62), _strip(x, z, *glass, inset=0.13))
-    _car_end(view, shape, x, z, coming=coming)
+    if z < 60:
+        view.quad(None, (44, 52, 62), _strip(x, z, *glass, inset=0.13))
+        _car_end(view, shape, x, z, coming=coming)
 
 
 def _strip(
@@ -290,14 +292,17 @@ def _car_side(
     outline = [(x + side * w, y, z + d) for d, y, w in shape]
     view.quad(CAR, paint, outline, light)
     long, half = shape[-1][0], shape[0][2]
-    for d in (long * 0.19, long * 0.79):
-        for radius, colour in ((0.33, (24, 24, 26)), (0.18, (132, 134, 138))):
+    rims = ((0.33, (24, 24, 26)), (0.18, (132, 134, 138)))
+    for d in (long * 0.19, long * 0.79) if z < 60 else ():
+        for radius, colour in rims[: 1 + (z < 25)]:
             turn = (k * math.pi / 5 for k in range(10))
             wheel = [
                 (x + side * half, 0.33 + radius * math.sin(t), z + d + radius * math.cos(t))
                 for t in turn
             ]
             view.quad(CAR if radius > 0.2 else None, colour, wheel)
+    if z > 45:
+        return
     belt = [p for p in shape if p[1] >= 0.9][:4] if shape in (_COMING, _GOING) else shape[1:5]
     roof, sill = max(p[1] for p in belt) - 0.08, min(p[1] for p in belt) + 0.06
     d0, d1, d2, d3 = belt[0][0], belt[1][0], belt[2][0], belt[3][0]

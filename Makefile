@@ -1,0 +1,63 @@
+# segmill: a Python >= 3.11 and make are all this needs; everything is installed into .venv.
+#
+#   make demo                       the tour on generated street scenes
+#   make demo DATA=path/to/CamVid   the same on CamVid in SegNet's layout
+#   make test                       the test suite
+
+PYTHON ?= python3
+DATA ?=
+OUT ?= demo
+ARGS ?=
+
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+
+.PHONY: help demo test lint format bench clean
+
+help:
+	@echo "make demo [DATA=DIR] [OUT=demo]   the tour: generate, ingest, train, label, evaluate, gallery"
+	@echo "make test [ARGS=...]              the tests"
+	@echo "make lint                         ruff and mypy"
+	@echo "make format                       ruff, mending"
+	@echo "make bench [ARGS=...]             the benchmarks"
+	@echo "make clean                        remove .venv, caches and build outputs"
+	@echo "PYTHON=python3.12 names another interpreter."
+
+demo: $(VENV)/.installed
+	@$(VENV)/bin/python -m jobs demo $(if $(DATA),--data "$(DATA)") --out "$(OUT)" $(ARGS)
+
+test: $(VENV)/.installed-dev
+	@$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+
+format: $(VENV)/.installed-dev
+	@$(VENV)/bin/ruff check --fix .
+	@$(VENV)/bin/ruff format .
+
+bench: $(VENV)/.installed-dev
+	@$(VENV)/bin/python -m benchmarks $(ARGS)
+
+# A stamp for each kind of installation: done again only when pyproject.toml changes.
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/pip
+	@echo "Installing segmill into $(VENV); the first time this downloads some gigabytes (torch)."
+	@$(PIP) install -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/pip
+	@echo "Installing segmill and its development tools into $(VENV)."
+	@$(PIP) install --quiet -e ".[dev]"
+	@touch $(VENV)/.installed $@
+
+$(VENV)/bin/pip:
+	@command -v "$(PYTHON)" >/dev/null || { echo "make: no '$(PYTHON)' here: install Python 3.11 or newer, or name yours: make PYTHON=python3.12" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1), segmill needs 3.11 or newer; name another: make PYTHON=python3.12" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { echo "make: '$(PYTHON)' has no venv module; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@"$(PYTHON)" -m venv $(VENV)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	find benchmarks connectors jobs pipeline tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,121 @@
+"""SegmentationObject: a palette PNG in which every object of an image has a number, 255 is void."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from pipeline import masks, png
+from pipeline.errors import CorruptMask, SizeMismatch
+from pipeline.label_space import voc_colour
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from pipeline.label_space import LabelMap
+    from pipeline.record import Instance
+
+BORDER: Final = 255
+MOST_OBJECTS: Final = 254
+"""Eight bits, less 0 for none and 255 for void."""
+
+
+@cache
+def voc_palette() -> bytes:
+    """Return VOC's palette, 256 RGB entries."""
+    return b"".join(bytes(voc_colour(index)) for index in range(256))
+
+
+def read_object_map(data: bytes, path: str, shape: tuple[int, int]) -> LabelMap:
+    """Return the object numbers [H, W] of a palette, grey or RGB file.
+
+    Raises:
+        InputError: it is damaged, of another size than the class mask, or in other colours.
+    """
+    if data[:8] == png.SIGNATURE and len(data) > 25 and data[25] in (png.RGB, 6):
+        numbers = _numbers_of_colours(masks.read_colour_label(data, path), path)
+    else:
+        numbers = masks.read_label(data, path)
+    if numbers.shape != shape:
+        raise SizeMismatch(
+            path,
+            f"the object mask has {numbers.shape[1]}x{numbers.shape[0]} pixels, the class mask "
+            f"{shape[1]}x{shape[0]}",
+            "replace one of the two",
+        )
+    return numbers
+
+
+def _numbers_of_colours(rgb: NDArray[np.uint8], path: str) -> LabelMap:
+    palette = np.frombuffer(voc_palette(), np.uint8).reshape(256, 3).astype(np.uint32)
+    codes = palette @ np.array([1, 256, 65536], np.uint32)
+    order = np.argsort(codes)
+    wanted = rgb.astype(np.uint32) @ np.array([1, 256, 65536], np.uint32)
+    at = np.minimum(np.searchsorted(codes[order], wanted), 255)
+    if (codes[order][at] != wanted).any():
+        raise CorruptMask(
+            path,
+            "an RGB object mask with colours that are not in VOC's palette",
+            "write object numbers in one channel",
+        )
+    return order[at].astype(np.uint8)
+
+
+def numbered(instances: Sequence[Instance], *, keep: bool) -> tuple[Instance, ...]:
+    """Return the instances under numbers of which 8 bits hold the first 254.
+
+    `keep` leaves numbers as they are when they fit; otherwise they count from 1, in order, as the
+    objects of an annotation do.
+    """
+    ids = [instance.id for instance in instances]
+    fit = all(0 < i.id <= MOST_OBJECTS for i in instances if i.rle)
+    if keep and fit and len(set(ids)) == len(ids):
+        return tuple(instances)
+    return tuple(replace(instance, id=number) for number, instance in enumerate(instances, 1))
+
+
+def _without_mask(instance: Instance, height: int, width: int) -> Instance:
+    box = instance.bbox
+    if box is None and instance.rle:
+        box = masks.rle_bbox(instance.rle, height, width)
+    return replace(instance, rle=None, bbox=box)
+
+
+def within_eight_bits(
+    instances: Sequence[Instance], height: int, width: int
+) -> tuple[Instance, ...]:
+    """Return numbered instances; those past the 254th keep their box and lose their pixels."""
+    return tuple(
+        instance
+        if instance.id <= MOST_OBJECTS or not instance.rle
+        else _without_mask(instance, height, width)
+        for instance in instances
+    )
+
+
+def draw(
+    instances: Sequence[Instance], ids: LabelMap, ignore: int, void: str | None, path: str
+) -> tuple[NDArray[np.uint8], dict[str, int]]:
+    """Return the object map of numbered instances, and how many are partly or wholly covered.
+
+    Void is where `void`, run lengths, says; without them, where the class mask is void and no
+    object lies.
+
+    Raises:
+        BadAnnotation: run lengths are malformed, or of another size.
+    """
+    height, width = ids.shape
+    drawn = [instance for instance in instances if instance.rle]
+    numbers = masks.object_map_from_instances(drawn, height, width, path).astype(np.uint8)
+    seen = np.bincount(numbers.ravel(), minlength=256)
+    covered = sum(int(seen[i.id]) < masks.rle_area(i.rle or "", path) for i in drawn)
+    if void is not None:
+        numbers[masks.rle_decode(void, height, width, path) != 0] = BORDER
+    else:
+        numbers[(ids == ignore) & (numbers == 0)] = BORDER
+    return numbers, ({"instances_covered": covered} if covered else {})

@@ -1,0 +1,105 @@
+"""Thumbnails: photos, label maps in their classes' colours, and where a prediction is wrong."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from pipeline.label_space import voc_colour
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pipeline.label_space import LabelMap, LabelSpace
+
+
+_QUALITY: Final = 82
+_WRONG: Final = np.array([255, 64, 48], np.float32)
+_VOID: Final = np.array([112, 118, 128], np.float32)
+
+
+def fit(height: int, width: int, side: int) -> tuple[int, int]:
+    """Return (height, width) scaled down until the longer side is at most `side` pixels.
+
+    >>> fit(360, 480, 320), fit(10, 20, 320), fit(1, 9000, 300)
+    ((240, 320), (10, 20), (1, 300))
+    """
+    scale = min(1.0, side / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def shrink(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Return a photo [H, W, 3] scaled down to fit."""
+    import cv2
+
+    height, width = fit(pixels.shape[0], pixels.shape[1], side)
+    if (height, width) == pixels.shape[:2]:
+        return pixels
+    return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def shrink_labels(mask: LabelMap, side: int) -> LabelMap:
+    """Return a label map [H, W] scaled down to fit, by nearest neighbour."""
+    import cv2
+
+    height, width = fit(mask.shape[0], mask.shape[1], side)
+    if (height, width) == mask.shape:
+        return mask
+    small = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
+    return np.asarray(small, mask.dtype)
+
+
+def jpeg(pixels: NDArray[np.uint8]) -> bytes:
+    """Return the JPEG file of RGB or grey pixels."""
+    import cv2
+
+    ordered = np.ascontiguousarray(pixels[..., ::-1]) if pixels.ndim == 3 else pixels
+    _, data = cv2.imencode(".jpg", ordered, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+    return bytes(data)
+
+
+def labels_png(mask: LabelMap, space: LabelSpace, *, clear_void: bool = False) -> bytes:
+    """Return the palette PNG of a label map; `clear_void` makes void pixels transparent."""
+    from PIL import Image
+
+    ids, positions = np.unique(mask, return_inverse=True)
+    if len(ids) > 256:  # more colours than a palette holds: a thumbnail may merge the last ones
+        ids, positions = ids[:256], np.minimum(positions, 255)
+    image = Image.fromarray(positions.reshape(mask.shape).astype(np.uint8))
+    image.putpalette(b"".join(bytes(colour_of(space, int(i))) for i in ids))
+    alpha = bytes(0 if clear_void and is_void(space, int(i)) else 255 for i in ids)
+    file = BytesIO()
+    image.save(file, "PNG", transparency=alpha, compress_level=6)
+    return file.getvalue()
+
+
+def colour_of(space: LabelSpace, index: int) -> tuple[int, int, int]:
+    """Return the RGB colour in which an id is shown."""
+    known = space.by_id.get(index)
+    if known is not None:
+        return known.colour
+    return (0, 0, 0) if index == space.ignore_index else voc_colour(index & 255)
+
+
+def is_void(space: LabelSpace, index: int) -> bool:
+    """Tell whether an id is no class that is trained or scored."""
+    known = space.by_id.get(index)
+    return index == space.ignore_index or known is None or known.void
+
+
+def error_picture(
+    photo: NDArray[np.uint8] | None, wrong: NDArray[np.bool_], void: NDArray[np.bool_]
+) -> NDArray[np.uint8]:
+    """Return RGB pixels: wrong ones red, void ones flat grey, over a dim grey photo."""
+    import cv2
+
+    if photo is None or photo.shape[:2] != wrong.shape:
+        grey = np.full(wrong.shape, 128, np.uint8)
+    else:
+        grey = np.asarray(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY), np.uint8)
+    out = np.repeat(40 + 0.5 * grey[..., None].astype(np.float32), 3, axis=2)
+    out[wrong] = 0.25 * out[wrong] + 0.75 * _WRONG
+    out[void] = 0.25 * out[void] + 0.75 * _VOID
+    return out.astype(np.uint8)

@@ -1,0 +1,249 @@
+"""Training data: rows stream out of a label store, threads decode them, memory stays bounded.
+
+What is held at once: the shuffle buffer (rows as stored: paths, embedded images, mask cells) and a
+few batches of decoded images. A row that cannot be read is left out, counted, and named.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import pyarrow.compute as pc
+
+from pipeline import masks
+from pipeline.errors import InputError, SizeMismatch, StoreError
+from pipeline.files import read_url
+from pipeline.images import decode
+from pipeline.label_space import find_remap
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from pipeline.label_space import LabelSpace
+    from pipeline.store import Store
+
+    Labels = NDArray[np.uint8] | NDArray[np.uint16]
+
+_COLUMNS: Final = ("image_id", "image", "label_space", "mask", "extra")
+_SCAN_ROWS: Final = 32  # rows may embed images
+_BUFFER_BYTES: Final = 256 << 20
+_IDS: Final = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One labelled image as the store holds it, nothing decoded."""
+
+    image_id: str
+    path: str
+    data: bytes | None
+    cell: bytes
+    label_space: str
+    upright: bool
+    """Whether the mask lies on the image turned by its EXIF orientation, not on the one stored."""
+
+    @property
+    def size(self) -> int:
+        """Bytes held, more or less."""
+        return len(self.data or b"") + len(self.cell)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One decoded image uint8 [H, W, 3] and its labels [H, W] as channels of the model."""
+
+    image: NDArray[np.uint8]
+    labels: Labels
+
+
+@dataclass
+class Channels:
+    """A model's channels: class i is `space.train_ids[i]`; every pixel without a class is `void`.
+
+    8-bit up to 255 classes, 16-bit beyond.
+    """
+
+    space: LabelSpace
+    _luts: dict[str, Labels] = field(default_factory=dict, repr=False)
+
+    @property
+    def count(self) -> int:
+        """The number of classes."""
+        return len(self.space.train_ids)
+
+    @property
+    def void(self) -> int:
+        """The value of pixels without a class."""
+        return 255 if self.count <= 255 else _IDS - 1
+
+    def lut(self, source: LabelSpace) -> Labels:
+        """Return the channel of every 16-bit id of another label space.
+
+        Raises:
+            RemapError: no remap leads from it to the model's label space.
+        """
+        if source.name not in self._luts:
+            channel = np.full(_IDS, self.void, np.uint16)
+            channel[list(self.space.train_ids)] = np.arange(self.count)
+            remap = find_remap(source, self.space).lut
+            lut = np.full(_IDS, self.void, np.uint16)
+            lut[: len(remap)] = channel[remap]
+            self._luts[source.name] = lut.astype(np.uint8) if self.void == 255 else lut
+        return self._luts[source.name]
+
+
+@dataclass
+class Survey:
+    """What a split holds, from the `classes` column alone: no pixel is touched.
+
+    `pixels[c]` counts class c; `home[c]` counts the valid pixels of the images that show it.
+    """
+
+    labelled: int
+    unlabelled: int
+    pixels: NDArray[np.int64]
+    home: NDArray[np.int64]
+
+
+@dataclass
+class Reader:
+    """The labelled rows of a store's split, in the classes of a model."""
+
+    store: Store
+    split: str
+    channels: Channels
+    failures: dict[str, str] = field(default_factory=dict)
+    """Image ids that could not be read, and why."""
+
+    @property
+    def where(self) -> pc.Expression:
+        """The rows' filter.
+
+        Not `field == split`: a comparison is first tried on the log's statistics of each fragment,
+        and where those leave a column out, Delta's reader takes that for "nothing here".
+        """
+        return pc.match_substring_regex(pc.field("split"), f"^{re.escape(self.split)}$")
+
+    @cached_property
+    def survey(self) -> Survey:
+        """Count the split's rows and its classes' pixels."""
+        out = Survey(0, 0, *(np.zeros(self.channels.count, np.int64) for _ in range(2)))
+        for batch in self.store.scan(["classes", "label_space"], self.where, 4096):
+            for row in batch.to_pylist():
+                if row["classes"] is None:
+                    out.unlabelled += 1
+                    continue
+                out.labelled += 1
+                counts = self._channel_pixels(row["label_space"], row["classes"])
+                out.pixels += counts
+                out.home += (counts > 0) * counts.sum()
+        return out
+
+    def _channel_pixels(self, space: str, classes: list[dict[str, Any]]) -> NDArray[np.int64]:
+        lut = self.channels.lut(self.store.space(space))
+        counts = np.zeros(self.channels.count, np.int64)
+        for item in classes:
+            channel = int(lut[item["id"]])
+            if channel != self.channels.void:
+                counts[channel] += item["pixels"]
+        return counts
+
+    def rows(self, rank: int = 0, world: int = 1) -> Iterator[Row]:
+        """Yield every `world`-th labelled row, in the store's order."""
+        index = 0
+        for batch in self.store.scan(_COLUMNS, self.where, _SCAN_ROWS):
+            for at in range(batch.num_rows):
+                if not batch["mask"][at].is_valid:
+                    continue
+                index += 1
+                if (index - 1) % world == rank:
+                    yield _row(batch.slice(at, 1).to_pylist()[0])
+
+    def load(self, row: Row) -> Example:
+        """Decode one row.
+
+        Raises:
+            InputError: its image or mask is missing or bad, or their sizes differ.
+        """
+        data = read_url(row.path) if row.data is None else row.data
+        image = decode(data, row.path, orient=row.upright)
+        ids = masks.decode(row.cell, f"{row.image_id}: mask")
+        if image.shape[:2] != ids.shape:
+            raise SizeMismatch(
+                row.path,
+                f"the image is {image.shape[0]}x{image.shape[1]}, its mask "
+                f"{ids.shape[0]}x{ids.shape[1]}",
+                "ingest the image again, it changed since",
+            )
+        return Example(image, self.channels.lut(self.store.space(row.label_space))[ids])
+
+    def loaded(
+        self, rows: Iterator[Row], work: Callable[[Row, int], Any], threads: int, ahead: int
+    ) -> Iterator[Any]:
+        """Yield work(row, position) for each row, in order, computed ahead by threads.
+
+        Rows whose work raises InputError or OSError are left out and noted in `failures`.
+        """
+        pending: deque[tuple[Row, Future[Any]]] = deque()
+        with ThreadPoolExecutor(threads) as pool:
+            try:
+                for position, row in enumerate(rows):
+                    pending.append((row, pool.submit(work, row, position)))
+                    if len(pending) > ahead:
+                        yield from self._good(*pending.popleft())
+                while pending:
+                    yield from self._good(*pending.popleft())
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _good(self, row: Row, future: Future[Any]) -> Iterator[Any]:
+        try:
+            result = future.result()
+        except (InputError, OSError) as error:
+            self.failures.setdefault(row.image_id, str(error))
+        else:
+            yield result
+
+    def nothing_readable(self) -> StoreError:
+        """Return the error of a split in which no image at all could be read."""
+        first = next(iter(self.failures.values()), "none has a mask")
+        return StoreError(
+            f"{self.store.url}: no image of split {self.split!r} can be read (first: {first})"
+        )
+
+
+def _row(values: dict[str, Any]) -> Row:
+    image, extra = values["image"] or {}, values["extra"]
+    return Row(
+        image_id=values["image_id"],
+        path=image.get("path") or values["image_id"],
+        data=image.get("bytes"),
+        cell=values["mask"]["bytes"] or b"",
+        label_space=values["label_space"],
+        upright=bool(extra) and json.loads(extra).get("orientation", 1) != 1,
+    )
+
+
+def shuffled(rows: Iterator[Row], rng: np.random.Generator, most: int) -> Iterator[Row]:
+    """Yield the rows in random order, as far as a buffer of `most` rows and 256 MiB allows."""
+    buffer: list[Row] = []
+    held = 0
+    for row in rows:
+        buffer.append(row)
+        held += row.size
+        if len(buffer) > most or held > _BUFFER_BYTES:
+            at = int(rng.integers(len(buffer)))
+            buffer[at], buffer[-1] = buffer[-1], buffer[at]
+            held -= buffer[-1].size
+            yield buffer.pop()
+    for at in rng.permutation(len(buffer)):
+        yield buffer[at]

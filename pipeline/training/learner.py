@@ -1,0 +1,137 @@
+"""The learner: a network, its optimiser and its moving average; one call changes the weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pipeline.errors import UsageError
+from pipeline.models import load_model
+from pipeline.models.uri import parse
+from pipeline.models.weights import put_matching, read_weights
+from pipeline.training.losses import cross_entropy
+from pipeline.training.schedule import MovingAverage, optimiser, rate
+from pipeline.training.validate import Normaliser
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor, nn
+
+    from pipeline.models import LoadedModel
+    from pipeline.store import Store
+    from pipeline.training.batches import Batch
+    from pipeline.training.place import Place
+    from pipeline.training.recipe import Recipe
+
+
+def open_model(recipe: Recipe, store: Store) -> LoadedModel:
+    """Load the recipe's model with the classes that it shall learn.
+
+    Raises:
+        UsageError: neither recipe nor model name the classes, and the store has several lists.
+    """
+    uri = parse(recipe.model)
+    text = uri.text
+    if "seed" not in uri.options and uri.kind != "run":
+        text += f"{'&' if uri.options else '?'}seed={recipe.seed}"
+    settled = uri.kind in {"run", "hf"} and "head" not in uri.options
+    settled = settled or bool({"classes", "label_space", "weights"} & uri.options.keys())
+    space = recipe.label_space
+    if space is None and not settled:
+        known = list(store.label_spaces.values())
+        if len(known) != 1:
+            raise UsageError(
+                f"{store.url}: holds label spaces {', '.join(s.name for s in known)}; the recipe "
+                "must say which to learn: label_space: NAME"
+            )
+        model = load_model(text, label_space=known[0])
+    else:
+        model = load_model(text, label_space=space)
+    if recipe.start_from is not None:
+        put_matching(model, read_weights(recipe.start_from), recipe.start_from)
+    if recipe.input_size is not None:
+        model.preprocessing = replace(model.preprocessing, size=recipe.input_size)
+    return model
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What the loss takes beside logits and labels."""
+
+    void: int
+    weights: Tensor | None
+    """One for each class, or None for equal ones."""
+
+
+class Learner:
+    """A network in training on one worker."""
+
+    def __init__(self, model: LoadedModel, recipe: Recipe, place: Place, task: Task) -> None:
+        self._recipe, self._place, self._task = recipe, place, task
+        self.module = model.module.to(place.device).to(memory_format=torch.channels_last)
+        self._spread = place.spread(self.module)
+        self._optimiser = optimiser(self.module, recipe.optimiser)
+        decay = recipe.ema
+        self._average = None if decay is None else MovingAverage(self.module, decay)
+        half = place.precision(recipe.precision) == "fp16" and place.device.type == "cuda"
+        self._scaler = torch.amp.GradScaler(place.device.type, enabled=half)
+        self._normalise = Normaliser(model.preprocessing, place.device)
+
+    @property
+    def best_guess(self) -> nn.Module:
+        """The network to use: the moving average where there is one."""
+        return self.module if self._average is None else self._average.module
+
+    def step(self, batches: Iterator[Batch], number: int, share: float) -> tuple[Tensor, float]:
+        """Change the weights once; return the loss, still on the device, and the learning rate.
+
+        `number` counts the steps of the run, `share` is how much of it is over, 0 to 1.
+        """
+        how = self._recipe.optimiser
+        lr = how.lr * rate(share, how.warmup, how.final)
+        for group in self._optimiser.param_groups:
+            group["lr"] = lr
+        self._optimiser.zero_grad(set_to_none=True)
+        loss = sum(
+            (self._backward(next(batches)) for _ in range(self._recipe.accumulate)),
+            start=torch.zeros((), device=self._place.device),
+        )
+        if how.clip_norm is not None:
+            self._scaler.unscale_(self._optimiser)
+            torch.nn.utils.clip_grad_norm_(self.module.parameters(), how.clip_norm)
+        self._scaler.step(self._optimiser)
+        self._scaler.update()
+        if self._average is not None:
+            self._average.update(self.module, number)
+        return loss, lr
+
+    def _backward(self, batch: Batch) -> Tensor:
+        """Add one batch's gradients; return its share of the step's loss, detached."""
+        with self._place.autocast(self._recipe.precision):
+            logits = self._spread(self._normalise(batch.images))
+        labels = batch.labels.to(self._place.device, non_blocking=True)
+        loss = cross_entropy(logits, labels, self._task.void, self._task.weights)
+        loss = loss / self._recipe.accumulate
+        torch.autograd.backward(self._scaler.scale(loss))
+        return loss.detach()
+
+    def state(self) -> dict[str, Any]:
+        """Return all tensors that a resumed run needs."""
+        average = self._average
+        return {
+            "module": self.module.state_dict(),
+            "optimiser": self._optimiser.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "average": None if average is None else average.module.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what `state` returned."""
+        self.module.load_state_dict(state["module"])
+        self._optimiser.load_state_dict(state["optimiser"])
+        self._scaler.load_state_dict(state["scaler"])
+        if self._average is not None:
+            self._average.module.load_state_dict(state["average"])

@@ -1,0 +1,150 @@
+"""Recipes: what a training run does, as a YAML file checked before anything starts.
+
+A recipe that ships with segmill goes by its name (`--recipe camvid-enet`), any other by its path.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import UnknownName, UsageError
+
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Size = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
+"""Height and width in pixels."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Jitter(_Part):
+    """Colour changes: each a factor drawn from 1 - x to 1 + x."""
+
+    brightness: Share = 0.0
+    contrast: Share = 0.0
+    saturation: Share = 0.0
+
+
+class Augment(_Part):
+    """What is drawn anew for each sample: scale, place of the crop, mirroring, colours."""
+
+    crop: Size
+    scale: tuple[Positive, Positive] = (1.0, 1.0)
+    """The image's magnification, drawn evenly on a logarithmic scale."""
+    flip: Share = 0.5
+    """How often the image is mirrored left to right."""
+    jitter: Jitter = Jitter()
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        if self.scale[0] > self.scale[1]:
+            raise ValueError("scale is [least, greatest]")
+        return self
+
+
+class Optimiser(_Part):
+    """AdamW with a warm-up and a cosine to `final` times the rate, over epochs or minutes."""
+
+    name: Literal["adamw"] = "adamw"
+    lr: Positive = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    """Not applied to biases, norms and other one-dimensional parameters."""
+    warmup: Share = 0.03
+    """The share of the run in which the rate rises from nothing."""
+    final: Share = 0.0
+    clip_norm: Positive | None = None
+
+
+class Recipe(_Part):
+    """One training run; either `epochs` or `minutes` ends it, or whichever comes first."""
+
+    model: str
+    """A model URI; the recipe's seed is that of its initial weights unless it names one."""
+    start_from: str | None = None
+    """A weights file or model directory; tensors of the same name and shape are taken from it."""
+    label_space: str | None = None
+    """Classes to learn, masks are remapped on the fly; None: the model's own, or the store's."""
+    input_size: Size | None = None
+    """Size that all images are brought to, now and in use; None: the model's, or their own."""
+    augment: Augment
+    optimiser: Optimiser = Optimiser()
+    class_weights: Literal["none", "median-frequency", "enet"] = "none"
+    batch: Annotated[int, Field(gt=0)] = 8
+    """Samples in a step of one worker."""
+    accumulate: Annotated[int, Field(gt=0)] = 1
+    """Steps whose gradients are added up before the weights change."""
+    epochs: Annotated[int, Field(gt=0)] | None = None
+    minutes: Positive | None = None
+    steps_per_epoch: Annotated[int, Field(gt=0)] | None = None
+    """None: as many as the split has full batches."""
+    validate_every: Annotated[int, Field(gt=0)] = 1
+    """Epochs from one validation to the next."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of the moving average of the weights, which is then what is validated and saved."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 (or fp16) on a GPU, fp32 on the CPU."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    shuffle_rows: Annotated[int, Field(gt=0)] = 2048
+    """Rows held to draw the next one from; fewer where they are large."""
+
+    @model_validator(mode="after")
+    def _ends(self) -> Self:
+        if self.epochs is None and self.minutes is None:
+            raise ValueError("name epochs, minutes or both: the run would have no end")
+        return self
+
+    def plain(self) -> dict[str, Any]:
+        """Return the recipe as plain JSON values."""
+        return dict(json.loads(self.model_dump_json()))
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Return the recipes that ship with segmill, by name."""
+    folder = Path(str(files("pipeline.training"))) / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def read_recipe(source: str, **overrides: Any) -> Recipe:
+    """Read a recipe from a YAML file, or a shipped one by name; overrides of None don't count.
+
+    Raises:
+        UnknownName: no such file and no such name.
+        UsageError: the text is no recipe; says which key is wrong and why.
+    """
+    path = Path(source)
+    if not path.is_file():
+        if path.suffix in {".yaml", ".yml"} or len(path.parts) > 1:
+            raise UsageError(f"{source}: no such recipe file")
+        shipped = shipped_recipes()
+        if source not in shipped:
+            raise UnknownName("recipe", source, shipped)
+        path = shipped[source]
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{source}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{source}: a recipe is a mapping of keys to values")
+    values |= {k: v for k, v in overrides.items() if v is not None}
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(f"{source}: {_complaints(error)}") from None
+
+
+def _complaints(error: ValidationError) -> str:
+    """Name each wrong key, what is wrong and what was found, in one line."""
+    texts = []
+    for item in error.errors():
+        key = ".".join(map(str, item["loc"])) or "recipe"
+        found = "" if item["type"] in {"missing", "value_error"} else f", not {item['input']!r}"
+        texts.append(f"{key}: {item['msg']}{found}")
+    return "; ".join(texts)

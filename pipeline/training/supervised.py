@@ -1,0 +1,324 @@
+"""Supervised training: cross-entropy on a store's labels, the best weights by validation mIoU.
+
+One loop for one process and for many: `Place` says which worker this is. After every epoch the run
+can be killed and resumed; on one process with `epochs` the result is that of an unbroken run.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import closing
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+
+from pipeline.errors import ModelError, StoreError
+from pipeline.models.directory import amend_training, read_description, save_model
+from pipeline.models.weights import digest
+from pipeline.training import checkpoint
+from pipeline.training.batches import Epoch, train_batches
+from pipeline.training.data import Channels, Reader
+from pipeline.training.learner import Learner, Task, open_model
+from pipeline.training.losses import class_weights
+from pipeline.training.schedule import Clock
+from pipeline.training.validate import validate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from pipeline.metrics.confusion import Tally
+    from pipeline.store import Store
+    from pipeline.training.place import Place
+    from pipeline.training.recipe import Recipe
+
+_NAMED_FAILURES: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to train, on what, and where it is written; picklable."""
+
+    store: Store
+    recipe: Recipe
+    out: str
+    split: str = "train"
+    val_split: str = "val"
+
+    def identity(self) -> dict[str, Any]:
+        """Return what must agree for a killed run to go on."""
+        return {
+            "recipe": self.recipe.plain(),
+            "store version": self.store.version,
+            "split": self.split,
+            "val split": self.val_split,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Hears of each step (how many of how many, 0 if open) and of each epoch when it is saved."""
+
+    step: Callable[[int, int], None] = lambda done, total: None
+    epoch: Callable[[dict[str, Any]], None] = lambda row: None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of a run."""
+
+    history: list[dict[str, Any]]
+    """One entry an epoch: steps, loss, lr, seconds; miou, pixel_accuracy, iou where validated."""
+    best_epoch: int | None
+    miou: float | None
+    """Validation mIoU of the saved weights; None without a validation split."""
+    digest: str
+    train_rows: int
+    val_rows: int
+    unreadable: int
+    failures: dict[str, str]
+    """Image ids that could not be read, and why: the first hundred."""
+    seconds: float
+    finished: bool
+
+
+def read_result(url: str) -> Result:
+    """Return what came of the run in a directory, from its model.json."""
+    described = read_description(url)
+    record = described["training"]
+    return Result(
+        history=record["epochs"],
+        best_epoch=record["best_epoch"],
+        miou=record["miou"],
+        digest=described["digest"],
+        train_rows=record["rows"]["train"],
+        val_rows=record["rows"]["val"],
+        unreadable=record["unreadable"],
+        failures=record["unreadable_first"],
+        seconds=record["seconds"],
+        finished=record["finished"],
+    )
+
+
+def train(plan: Plan, place: Place, listener: Listener | None = None) -> None:
+    """Train to the recipe's end and leave the best model in `plan.out`.
+
+    A run that was killed goes on from its checkpoint there; a finished one is left as it is.
+
+    Raises:
+        StoreError: the split has no readable labels.
+        ModelError: model and labels don't fit, or the loss is no longer a number.
+    """
+    run = _Run(plan, place, listener or Listener())
+    while not run.over():
+        run.epoch()
+    run.finish()
+
+
+class _Run:
+    """One worker's part of a run: readers, learner, and how far it is."""
+
+    def __init__(self, plan: Plan, place: Place, listener: Listener) -> None:
+        recipe = plan.recipe
+        self._plan, self._place, self._listener, self._recipe = plan, place, listener, recipe
+        self._clock = Clock(None, None if recipe.minutes is None else recipe.minutes * 60)
+        if place.device.type == "cpu":
+            torch.set_num_threads(place.threads)
+        else:
+            torch.backends.cudnn.benchmark = True  # every batch has the crop's size
+        found = checkpoint.load(plan.out, plan.identity())
+        self._progress = checkpoint.Progress() if found is None else found[0]
+        self._clock.before = self._progress.seconds
+        self._model = open_model(recipe, plan.store)
+        channels = Channels(self._model.label_space)
+        self._train = Reader(plan.store, plan.split, channels)
+        self._val = Reader(plan.store, plan.val_split, channels)
+        self._check_rows()
+        if recipe.epochs is not None:
+            self._clock.total_steps = recipe.epochs * self._steps
+        self._class_weights = self._weigh()
+        weights = self._class_weights
+        tensor = None if weights is None else torch.from_numpy(weights).to(place.device)
+        self._learner = Learner(self._model, recipe, place, Task(channels.void, tensor))
+        if found is not None:
+            self._learner.restore(found[1])
+
+    def _check_rows(self) -> None:
+        survey, plan = self._train.survey, self._plan
+        if not survey.labelled:
+            raise StoreError(
+                f"{plan.store.url}: split {plan.split!r} has no image with a mask; name another "
+                "with --split"
+            )
+        if not survey.pixels.sum():
+            raise StoreError(
+                f"{plan.store.url}: no pixel of split {plan.split!r} has a class of label space "
+                f"{self._model.label_space.name!r}"
+            )
+
+    def _weigh(self) -> NDArray[np.float32] | None:
+        survey = self._train.survey
+        return class_weights(self._recipe.class_weights, survey.pixels, survey.home)
+
+    @property
+    def _steps(self) -> int:
+        """Weight updates in an epoch."""
+        recipe = self._recipe
+        each = recipe.batch * recipe.accumulate * self._place.world
+        return recipe.steps_per_epoch or max(1, self._train.survey.labelled // each)
+
+    def over(self) -> bool:
+        """Tell whether the recipe's end is reached."""
+        last = self._recipe.epochs is not None and self._progress.epoch >= self._recipe.epochs
+        return self._progress.finished or last or self._share() >= 1
+
+    def _share(self) -> float:
+        """Return how much of the run is over, the same on all workers."""
+        share = self._clock.progress(self._progress.step)
+        return self._place.agree(share) if self._clock.budget is not None else share
+
+    def epoch(self) -> None:
+        """Train one epoch, validate, save."""
+        progress, number = self._progress, self._progress.epoch
+        # Dropout draws from torch's generator; seeding it here makes an epoch repeatable alone.
+        seed = np.random.SeedSequence((self._recipe.seed, number, self._place.rank))
+        torch.manual_seed(int(seed.generate_state(1)[0]))
+        row = {"epoch": number + 1, **self._train_epoch(number), "step": progress.step}
+        progress.epoch = number + 1
+        best = self._validate(row) if self._due() else False
+        progress.seconds = row["seconds"] = round(self._clock.elapsed, 2)
+        progress.failures |= self._place.gathered(self._train.failures | self._val.failures)
+        progress.history.append(row)
+        if self._place.rank == 0:
+            self._save(best=best)
+        self._listener.epoch(row)
+
+    def _train_epoch(self, number: int) -> dict[str, Any]:
+        """Return the epoch's number of steps, mean loss over steps and workers, and last rate."""
+        self._learner.module.train()
+        progress, place, steps, lr = self._progress, self._place, 0, 0.0
+        total = torch.zeros((), device=place.device)
+        size = self._model.preprocessing.size
+        shape = self._shape(number)
+        with closing(train_batches(self._train, self._recipe, shape, place, size)) as batches:
+            for _ in range(self._steps):
+                share = self._share()
+                if share >= 1:
+                    break
+                loss, lr = self._learner.step(batches, progress.step, share)
+                total += loss
+                steps += 1
+                progress.step += 1
+                self._listener.step(progress.step, self._clock.total_steps or 0)
+        mean = float(place.total(total)) / max(1, steps * place.world)
+        if not math.isfinite(mean):
+            raise ModelError(
+                f"{self._plan.out}: the loss is {mean} in epoch {number + 1}; lower optimiser.lr "
+                "or set optimiser.clip_norm"
+            )
+        return {"steps": steps, "loss": mean if steps else None, "lr": lr}
+
+    def _shape(self, number: int) -> Epoch:
+        recipe = self._recipe
+        batches, skip = self._steps * recipe.accumulate, 0
+        if recipe.steps_per_epoch:  # go on where the last epoch ended
+            rows = -(-self._train.survey.labelled // self._place.world)
+            skip = number * batches * recipe.batch % rows
+        return Epoch(number, batches, skip)
+
+    def _due(self) -> bool:
+        """Tell whether this epoch ends with a validation: every n-th, and the last."""
+        return self._progress.epoch % self._recipe.validate_every == 0 or self.over()
+
+    def _validate(self, row: dict[str, Any]) -> bool:
+        """Add the validation's figures to the epoch's row; tell whether these weights are best."""
+        if not self._val.survey.labelled:
+            return True
+        start, progress = self._clock.elapsed, self._progress
+        tally = validate(
+            self._learner.best_guess,
+            self._val,
+            self._place,
+            self._model.preprocessing,
+            batch=self._recipe.batch,
+            precision=self._recipe.precision,
+        )
+        if not tally.pixels:
+            raise self._val.nothing_readable()
+        self._clock.validation = self._clock.elapsed - start
+        row.update(self._figures(tally))
+        if progress.best_miou is not None and tally.miou <= progress.best_miou:
+            return False
+        progress.best_miou, progress.best_epoch = tally.miou, progress.epoch
+        return True
+
+    def _figures(self, tally: Tally) -> dict[str, Any]:
+        """Return mIoU, pixel accuracy and the classes' IoU, None where a class never occurs."""
+        space = self._model.label_space
+        names = [space.by_id[i].name for i in space.train_ids]
+        iou = {
+            n: None if math.isnan(v) else float(v) for n, v in zip(names, tally.iou, strict=True)
+        }
+        return {"miou": tally.miou, "pixel_accuracy": tally.pixel_accuracy, "iou": iou}
+
+    def _save(self, *, best: bool) -> None:
+        """Write the model if it is the best, then the checkpoint that counts it as written."""
+        plan = self._plan
+        if best:
+            model = replace(self._model, module=self._learner.best_guess)
+            model.digest = digest(model)
+            save_model(model, plan.out, self._record())
+        checkpoint.save(plan.out, plan.identity(), self._progress, self._learner.state())
+
+    def _record(self) -> dict[str, Any]:
+        """Return what model.json says about the training."""
+        plan, progress, place = self._plan, self._progress, self._place
+        weights, space = self._class_weights, self._model.label_space
+        names = [space.by_id[i].name for i in space.train_ids]
+        return {
+            "method": "supervised",
+            "recipe": self._recipe.plain(),
+            "store": plan.store.url,
+            "store_version": plan.store.version,
+            "split": plan.split,
+            "val_split": plan.val_split,
+            "rows": self._rows(),
+            "class_weights": None
+            if weights is None
+            else dict(zip(names, map(float, weights), strict=True)),
+            "code": code_version(),
+            "torch": torch.__version__,
+            "workers": place.world,
+            "device": place.device.type,
+            "finished": progress.finished,
+            "seconds": progress.seconds,
+            "best_epoch": progress.best_epoch,
+            "miou": progress.best_miou,
+            "unreadable": len(progress.failures),
+            "unreadable_first": dict(list(progress.failures.items())[:_NAMED_FAILURES]),
+            "epochs": progress.history,
+        }
+
+    def _rows(self) -> dict[str, int]:
+        train, val = self._train.survey, self._val.survey
+        return {"train": train.labelled, "val": val.labelled, "without_mask": train.unlabelled}
+
+    def finish(self) -> None:
+        """Close the run's record."""
+        progress, plan = self._progress, self._plan
+        if self._place.rank == 0 and not progress.finished:
+            progress.finished = True
+            amend_training(plan.out, self._record())
+            checkpoint.save(plan.out, plan.identity(), progress, self._learner.state())
+
+
+def code_version() -> str:
+    """Return segmill's version as installed."""
+    try:
+        return version("segmill")
+    except PackageNotFoundError:
+        return "0+unknown"

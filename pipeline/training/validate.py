@@ -1,0 +1,93 @@
+"""Validation: mIoU at the images' full size, from one confusion matrix over the whole split."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.nn import functional as F  # noqa: N812 - its name everywhere
+
+from pipeline.metrics.confusion import ConfusionMatrix, Tally, class_index, count_pairs
+from pipeline.training.augment import resized
+from pipeline.training.batches import val_examples
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from pipeline.models.loaded import Preprocessing
+    from pipeline.training.data import Example, Reader
+    from pipeline.training.place import Place
+
+    _Shape = tuple[int, ...]
+
+
+class Normaliser:
+    """Turns uint8 [N, H, W, 3] images into a network's input, channels last, on its device."""
+
+    def __init__(self, preprocessing: Preprocessing, device: torch.device) -> None:
+        shape = (1, 3, 1, 1)
+        self._device = device
+        self._mean = torch.tensor(preprocessing.mean, device=device).view(shape) * 255
+        self._scale = 1 / (torch.tensor(preprocessing.std, device=device).view(shape) * 255)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return float [N, 3, H, W]; NHWC bytes become channels-last without a copy."""
+        moved = images.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
+        return (moved.float() - self._mean) * self._scale
+
+
+def validate(
+    module: nn.Module,
+    reader: Reader,
+    place: Place,
+    preprocessing: Preprocessing,
+    *,
+    batch: int,
+    precision: str,
+) -> Tally:
+    """Return the tally of the split's pixels over all workers; the module is in eval mode after."""
+    classes = reader.channels.count
+    index = class_index(range(classes))
+    matrix = ConfusionMatrix.empty(classes)
+    normalise = Normaliser(preprocessing, place.device)
+    module.eval()
+    with torch.inference_mode():
+        for group in val_examples(reader, place, batch):
+            inputs = normalise(_stack(group, preprocessing.size))
+            padded = _pad(inputs, preprocessing.multiple)
+            with place.autocast(precision):
+                logits = module(padded)
+            for one, example in zip(logits.float(), group, strict=True):
+                size = example.labels.shape
+                best = _best(one, padded.shape[-2:], inputs.shape[-2:], size)
+                found = best.astype(np.uint8) if classes <= 255 else best.astype(np.uint16)
+                matrix.update(count_pairs(example.labels, found), index, index)
+    matrix.counts = place.total(torch.from_numpy(matrix.counts)).numpy()
+    return matrix.tally()
+
+
+def _stack(group: list[Example], size: tuple[int, int] | None) -> Tensor:
+    images = [e.image if size is None else resized(e.image, *size, e.labels)[0] for e in group]
+    return torch.from_numpy(np.stack(images))
+
+
+def _pad(images: Tensor, multiple: int) -> Tensor:
+    """Pad at the bottom and right to a multiple, by repeating the border, as labelling does."""
+    down, right = -images.shape[2] % multiple, -images.shape[3] % multiple
+    return F.pad(images, (0, right, 0, down), mode="replicate") if down or right else images
+
+
+def _best(logits: Tensor, seen: _Shape, inside: _Shape, size: _Shape) -> NDArray[np.int64]:
+    """Return the best channel of one image's logits [C, h, w] at the image's own size.
+
+    `seen` is the size that the network saw, `inside` the part of it that is not padding.
+    """
+    full = logits[None]
+    for wanted, kept in ((seen, inside), (size, size)):
+        if tuple(full.shape[-2:]) != tuple(wanted):
+            full = F.interpolate(full, tuple(wanted), mode="bilinear", align_corners=False)
+        full = full[..., : kept[0], : kept[1]]
+    best: NDArray[np.int64] = full[0].argmax(dim=0).cpu().numpy()
+    return best

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import io
+import logging
+import os
+import stat
+import tarfile
+import zipfile
+
+import fsspec
+import pytest
+
+from pipeline.errors import InputError, LayoutError, MissingFile, UnsafePath
+from pipeline.files import open_tree, read_url
+from tests.pipeline.sources import tar_bytes, zip_bytes
+
+
+@pytest.mark.parametrize("name", ["../evil.jpg", "a/../../evil.jpg", "/etc/evil.jpg"])
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_a_member_that_leads_outside_is_listed_and_fails(tmp_path, kind, name):
+    make = zip_bytes if kind == "zip" else tar_bytes
+    path = tmp_path / f"x.{kind}"
+    path.write_bytes(make({"good.jpg": b"g", name: b"e"}))
+    tree = open_tree(str(path))
+    assert sorted(e.name for e in tree.walk()) == sorted(["good.jpg", name])
+    assert tree.read("good.jpg") == b"g"
+    for read in (lambda: tree.read(name), lambda: read_url(tree.url_of(name))):
+        with pytest.raises(UnsafePath, match=r"evil"):
+            read()
+    assert ".." not in tree.names()
+
+
+def test_links_in_a_tar_are_not_followed_but_hard_links_are(tmp_path, caplog):
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as archive:
+        info = tarfile.TarInfo("a.jpg")
+        info.size = 4
+        archive.addfile(info, io.BytesIO(b"data"))
+        for name, kind in (("hard.jpg", tarfile.LNKTYPE), ("soft.jpg", tarfile.SYMTYPE)):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, "a.jpg"
+            archive.addfile(link)
+    with caplog.at_level(logging.WARNING):
+        tree = open_tree(str(path))
+    assert [e.name for e in tree.walk()] == ["a.jpg", "hard.jpg"]
+    assert tree.read("hard.jpg") == b"data"
+    assert "soft.jpg" in caplog.text
+
+
+def test_a_link_in_a_zip_is_left_out(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        link = zipfile.ZipInfo("link.jpg")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, "/etc/hostname")
+    assert list(open_tree(str(tmp_path / "x.zip")).walk()) == []
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_and_foreign_names_in_every_tar_format(tmp_path, format):
+    files = {f"./{'d' * 90}/{'f' * 60}.jpg": b"1", "a//b.jpg": b"2"}
+    if format != tarfile.USTAR_FORMAT:
+        files |= {f"{'é' * 200}.jpg": b"3"}
+    (tmp_path / "x.tar").write_bytes(tar_bytes(files, format))
+    tree = open_tree(str(tmp_path / "x.tar"))
+    expected = {os.path.normpath(name): data for name, data in files.items()}
+    assert {e.name: tree.read(e.name) for e in tree.walk()} == expected
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_other_compressions_are_read_or_refused_by_name(tmp_path, method):
+    (tmp_path / "x.zip").write_bytes(zip_bytes({"a": b"data" * 100}, method))
+    tree = open_tree(str(tmp_path / "x.zip"))
+    if method == zipfile.ZIP_BZIP2:
+        assert tree.read("a") == b"data" * 100
+    else:
+        with pytest.raises(InputError, match="compression method 14"):
+            tree.read("a")
+
+
+def test_a_damaged_member_fails_alone(tmp_path):
+    data = bytearray(zip_bytes({"a": b"A" * 500, "b": b"B" * 500}, zipfile.ZIP_STORED))
+    data[data.index(b"BBBB")] ^= 1
+    (tmp_path / "x.zip").write_bytes(data)
+    tree = open_tree(str(tmp_path / "x.zip"))
+    assert tree.read("a") == b"A" * 500
+    with pytest.raises(InputError, match="checksum"):
+        tree.read("b")
+
+
+def test_a_member_does_not_inflate_past_what_the_index_promises(tmp_path):
+    data = zip_bytes({"bomb": bytes(1_000_000)})
+    lying = data.replace((1_000_000).to_bytes(4, "little"), (10).to_bytes(4, "little"))
+    (tmp_path / "x.zip").write_bytes(lying)
+    with pytest.raises(InputError, match="damaged"):
+        open_tree(str(tmp_path / "x.zip")).read("bomb")
+
+
+def test_an_encrypted_member_says_so(tmp_path):
+    data = bytearray(zip_bytes({"a": b"data"}))
+    data[data.index(b"PK\1\2") + 8] |= 1
+    (tmp_path / "x.zip").write_bytes(data)
+    with pytest.raises(InputError, match="encrypted"):
+        open_tree(str(tmp_path / "x.zip")).read("a")
+
+
+def test_a_replaced_archive_is_read_anew(tmp_path):
+    path = tmp_path / "x.zip"
+    path.write_bytes(zip_bytes({"a": b"old"}))
+    tree = open_tree(str(path))
+    before = tree.entry("a").fingerprint
+    (tmp_path / "y").write_bytes(zip_bytes({"a": b"newer"}))
+    os.replace(tmp_path / "y", path)
+    assert tree.read("a") == b"newer"
+    assert tree.entry("a").fingerprint != before
+
+
+def test_an_archive_that_is_gone_is_the_image_s_failure(tmp_path):
+    with pytest.raises(MissingFile, match="archive"):
+        read_url(f"zip://a.jpg::{tmp_path}/gone.zip")
+
+
+def test_a_member_s_name_may_hold_colons(tmp_path):
+    (tmp_path / "x.zip").write_bytes(zip_bytes({"a::b.jpg": b"1"}))
+    tree = open_tree(str(tmp_path / "x.zip"))
+    assert read_url(tree.url_of("a::b.jpg")) == b"1"
+    (tmp_path / "q::r.zip").write_bytes(zip_bytes({"a": b"1"}))
+    with pytest.raises(LayoutError, match="rename"):
+        open_tree(str(tmp_path / "q::r.zip"))
+
+
+def test_fsspec_reads_our_urls(tmp_path):
+    (tmp_path / "x.zip").write_bytes(zip_bytes({"d/a.jpg": b"1"}))
+    url = open_tree(str(tmp_path / "x.zip")).url_of("d/a.jpg")
+    with fsspec.open(url) as file:
+        assert file.read() == b"1"
