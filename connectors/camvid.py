@@ -4,8 +4,8 @@
 `LabeledApproved_full/NAME_L.png` (Brostow 2009). The release has no splits; a frame gets the one
 that SegNet's lists give it, by its drive and number: 367 train, 101 val, 233 test. Lists
 `train.txt`, `val.txt`, `test.txt` and `unlabelled.txt` of bare names, which `write` adds, come
-first; other frames are train. Colours of no class on up to 0.1 % of the pixels are ignored and
-counted in the record's extra.
+first; other frames are train. Frames of unlabelled may lack a label, any other is an error without
+one. Colours of no class on up to 0.1 % of the pixels are ignored and counted in the record's extra.
 
 `camvid-11`: `train.txt`, `val.txt`, `test.txt` with lines `/SegNet/CamVid/train/NAME.png
 /SegNet/CamVid/trainannot/NAME.png`, masks 480x360 in 8-bit grey, 0..10 and 11 for void. What comes
@@ -166,6 +166,7 @@ class CamVid:
             image = still.name if still else f"{root}{_STILLS}/{name}.png"
             mask = label.name if label else f"{root}{_LABELS}/{name}_L.png"
             mark = label.fingerprint if label else MISSING
+            promised = label is not None or split != "unlabelled"
             yield Sample(
                 image_id=name,
                 path=tree.url_of(image),
@@ -173,7 +174,7 @@ class CamVid:
                 digest=digest(self.format, READER_VERSION, split, mark, table or ""),
                 dataset=self.format,
                 split=split,
-                payload=[image, None if split == "unlabelled" else mask, root, table, None],
+                payload=[image, mask if promised else None, root, table, None],
             )
 
     def read(self, tree: Tree, sample: Sample) -> Record:

@@ -251,10 +251,9 @@ def _marks(
     """Return an image's label files: fingerprints by folder, `MISSING` for a promised mask."""
     found = {}
     for letter, files in labels.items():
-        if letter == "x" or "unlabelled" not in lists:
-            mark = files.find(root + _FOLDERS[letter].format(image_id))
-            if mark is not None:
-                found[letter] = mark
+        mark = files.find(root + _FOLDERS[letter].format(image_id))
+        if mark is not None:
+            found[letter] = mark
     if "c" not in found and "a" not in found and any(name in lists for name in _PROMISED):
         found["c"] = MISSING
     return found

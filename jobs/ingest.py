@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 APP = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 SECONDS_AN_IMAGE = 0.002
-SHARD_SAMPLES = 512
+SHARD_SAMPLES = 256
 
 
 @APP.command()

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pipeline.store import Store
 
 _RUNS: Final = "_segmill/runs"
-_PLAN_PART_BYTES: Final = 4 << 20
+_PLAN_PART_BYTES: Final = 256 << 10
 _COMMIT_FRAGMENTS: Final = 64
 _COMMIT_SECONDS: Final = 20.0
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from pipeline.errors import ModelError, SegmillError, UsageError
 from pipeline.runner import start_ray
+from pipeline.store import locate
 from pipeline.training import checkpoint
 from pipeline.training.place import Place, this_machine
-from pipeline.training.supervised import Listener, Plan, Result, read_result, train
+from pipeline.training.supervised import Listener, Plan, Result, preflight, read_result, train
 
 RunnerName = Literal["auto", "local", "ray"]
 RUNNERS: Final = ("auto", "local", "ray")
 _REPORTED: Final = ("epoch", "step", "loss", "lr", "miou", "pixel_accuracy", "seconds")
+_RAY_FOLDER: Final = "ray"
 _FAILURES: Final = 2
 """How often Ray Train starts the workers again, from the checkpoint, after one died."""
 
@@ -27,6 +30,8 @@ class Where:
     runner: RunnerName = "auto"
     workers: int | None = None
     address: str | None = None
+    gpu: bool | None = None
+    """Whether Ray's workers take a GPU each; None: if there are enough."""
 
     def __post_init__(self) -> None:
         if self.runner not in RUNNERS:
@@ -52,9 +57,11 @@ def launch(
     Raises:
         SegmillError: as `train`.
     """
+    plan = replace(plan, out=locate(plan.out))  # workers have other working directories
     if not resume:
         checkpoint.discard(plan.out)
     if where.on_ray():
+        preflight(plan)  # a mistake is told in seconds here, and thrice in minutes there
         _train_on_ray(plan, where)
     else:
         train(plan, this_machine(), listener)
@@ -71,7 +78,7 @@ def _train_on_ray(plan: Plan, where: Where) -> None:
     have = ray.cluster_resources()
     gpus = int(have.get("GPU", 0))
     workers = where.workers or max(1, gpus)
-    use_gpu = gpus >= workers
+    use_gpu = gpus >= workers if where.gpu is None else where.gpu
     threads = max(1, int(have.get("CPU", 1)) // workers)
     trainer = TorchTrainer(
         _loop,
@@ -80,10 +87,11 @@ def _train_on_ray(plan: Plan, where: Where) -> None:
             num_workers=workers, use_gpu=use_gpu, resources_per_worker=_resources(use_gpu, threads)
         ),
         run_config=RunConfig(
-            name="ray",
+            name=_RAY_FOLDER,
             storage_path=plan.out,
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             failure_config=FailureConfig(max_failures=_FAILURES),
+            worker_runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
         ),
     )
     try:
@@ -93,6 +101,8 @@ def _train_on_ray(plan: Plan, where: Where) -> None:
     finally:
         if started:
             ray.shutdown()
+    # What Ray Train keeps beside the model is a copy of the checkpoint.
+    shutil.rmtree(f"{plan.out}/{_RAY_FOLDER}", ignore_errors=True)
 
 
 def _resources(use_gpu: bool, threads: int) -> dict[str, float]:

@@ -119,6 +119,30 @@ def train(plan: Plan, place: Place, listener: Listener | None = None) -> None:
     run.finish()
 
 
+def preflight(plan: Plan) -> None:
+    """Check all that can be checked without training: recipe, model, labels, older run.
+
+    Raises:
+        SegmillError: as `train` would.
+    """
+    checkpoint.load(plan.out, plan.identity())
+    model = open_model(plan.recipe, plan.store)
+    _check_rows(Reader(plan.store, plan.split, Channels(model.label_space)))
+
+
+def _check_rows(reader: Reader) -> None:
+    survey, url = reader.survey, reader.store.url
+    if not survey.labelled:
+        raise StoreError(
+            f"{url}: split {reader.split!r} has no image with a mask; name another with --split"
+        )
+    if not survey.pixels.sum():
+        raise StoreError(
+            f"{url}: no pixel of split {reader.split!r} has a class of label space "
+            f"{reader.channels.space.name!r}"
+        )
+
+
 class _Run:
     """One worker's part of a run: readers, learner, and how far it is."""
 
@@ -137,7 +161,7 @@ class _Run:
         channels = Channels(self._model.label_space)
         self._train = Reader(plan.store, plan.split, channels)
         self._val = Reader(plan.store, plan.val_split, channels)
-        self._check_rows()
+        _check_rows(self._train)
         if recipe.epochs is not None:
             self._clock.total_steps = recipe.epochs * self._steps
         self._class_weights = self._weigh()
@@ -146,19 +170,6 @@ class _Run:
         self._learner = Learner(self._model, recipe, place, Task(channels.void, tensor))
         if found is not None:
             self._learner.restore(found[1])
-
-    def _check_rows(self) -> None:
-        survey, plan = self._train.survey, self._plan
-        if not survey.labelled:
-            raise StoreError(
-                f"{plan.store.url}: split {plan.split!r} has no image with a mask; name another "
-                "with --split"
-            )
-        if not survey.pixels.sum():
-            raise StoreError(
-                f"{plan.store.url}: no pixel of split {plan.split!r} has a class of label space "
-                f"{self._model.label_space.name!r}"
-            )
 
     def _weigh(self) -> NDArray[np.float32] | None:
         survey = self._train.survey

@@ -15,17 +15,8 @@ from pipeline import masks
 from pipeline.errors import MissingFile, UnknownColour, UnsafePath, UsageError
 from pipeline.files import open_tree
 from pipeline.label_space import LabelClass, LabelSpace, label_space
-from tests.connectors.conformance import (
-    Conformance,
-    Made,
-    grey,
-    make_record,
-    photo,
-    put,
-    random_ids,
-    rewrite,
-    rgb_png,
-)
+from tests.connectors.conformance import Conformance, Made
+from tests.connectors.trees import grey, make_record, photo, put, random_ids, rewrite, rgb_png
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -18,9 +18,8 @@ from pipeline.errors import CorruptMask, LayoutError, MissingFile, UnknownColour
 from pipeline.files import open_tree
 from pipeline.label_space import LABEL_SPACES, LabelClass, LabelSpace, label_space
 from pipeline.record import Depth, Instance
-from tests.connectors.conformance import (
-    Conformance,
-    Made,
+from tests.connectors.conformance import Conformance, Made
+from tests.connectors.trees import (
     bare,
     contents,
     grey,
@@ -34,6 +33,8 @@ from tests.connectors.conformance import (
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
 CLASSES = (
     "id\tname\tr\tg\tb\tisthing\tvoid\n0\tsky\t1\t2\t3\n"
@@ -68,7 +69,7 @@ class TestWithSplitsTable(Conformance):
     def make_tree(self, root: Path) -> Made:
         rows = ["image_id\tsplit\timage\tmask"]
         splits = {"val": ["z", "b"], "train": ["z"], "unlabelled": ["y"]}
-        ids = {}
+        ids: dict[str, NDArray[Any]] = {}
         for split, names in splits.items():
             for n, name in enumerate(names):
                 put(root, f"images/{split}/{name}.jpg", photo((6, 5), ".jpg"))

@@ -1,0 +1,117 @@
+"""The tree's rules: imports run one way, heavy libraries stay at home, files are short."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("pipeline", "connectors", "jobs")
+"""From the innermost: a file may import from its own folder and those before it."""
+TORCH = ("pipeline/models/", "pipeline/training/", "pipeline/segmenter.py")
+RAY = ("pipeline/runner.py", "pipeline/labelling.py", "pipeline/training/")
+FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+MOST_LINES = 500
+
+
+def _imports(path: Path) -> set[str]:
+    """Return the names of all modules that a file imports, also inside functions."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module or "")
+    return found
+
+
+def _top(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in _imports(path)}
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_there_is_something_to_check():
+    assert len(FILES) > 20
+
+
+@pytest.mark.parametrize("path", FILES, ids=_name)
+def test_imports_run_one_way(path: Path):
+    own = FOLDERS.index(_name(path).split("/")[0])
+    outer = {*FOLDERS[own + 1 :], "tests", "benchmarks"} & _top(path)
+    assert not outer, f"{_name(path)} imports {outer}; imports run jobs -> connectors -> pipeline"
+
+
+@pytest.mark.parametrize("path", FILES, ids=_name)
+def test_heavy_libraries_stay_where_they_belong(path: Path):
+    if _name(path).startswith("jobs/"):
+        return  # a verb may ask torch for GPUs, inside its function: tests/jobs/test_cli.py
+    for library, homes in (("torch", TORCH), ("ray", RAY)):
+        if not _name(path).startswith(homes):
+            assert library not in _top(path)
+
+
+def test_connectors_know_nothing_of_each_others_formats():
+    """A format's file is imported by name through the registry, by nobody else."""
+    from connectors import CONNECTORS
+
+    formats = {target.partition(":")[0] for target in CONNECTORS.values()}
+    for path in FILES:
+        if _name(path).startswith("pipeline/"):
+            assert not formats & _imports(path)
+
+
+def test_files_can_be_read_in_one_sitting():
+    python = [
+        p for folder in (*FOLDERS, "tests", "benchmarks") for p in (ROOT / folder).rglob("*.py")
+    ]
+    long = {
+        _name(path): lines
+        for path in python
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > MOST_LINES
+    }
+    assert not long
+
+
+def test_the_cluster_file_is_what_ray_accepts():
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    text = (ROOT / "ray_cluster.yaml").read_text(encoding="utf-8")
+    config = prepare_config(yaml.safe_load(text))
+    validate_config(config)
+    head = config["available_node_types"][config["head_node_type"]]
+    assert head["resources"] == {"CPU": 0, "GPU": 0}
+    workers = {k: v for k, v in config["available_node_types"].items() if v is not head}
+    assert {"GPU" in worker["resources"] for worker in workers.values()} == {True, False}
+    for worker in workers.values():
+        assert worker["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
+        assert worker["min_workers"] == 0
+
+
+def test_the_cluster_is_closed_to_strangers():
+    config = yaml.safe_load((ROOT / "ray_cluster.yaml").read_text(encoding="utf-8"))
+    starts = [
+        command
+        for key in ("head_start_ray_commands", "worker_start_ray_commands")
+        for command in config[key]
+        if "ray start" in command
+    ]
+    assert len(starts) == 2
+    assert all("RAY_AUTH_MODE=token" in command for command in starts)
+    assert all("ulimit -n 65536" in command for command in starts)
+    assert "--dashboard-host=127.0.0.1" in starts[0]
+    assert "--autoscaling-config" in starts[0]
+    assert "0.0.0.0" not in " ".join(starts)
+
+
+def test_the_cluster_installs_what_exists():
+    config = yaml.safe_load((ROOT / "ray_cluster.yaml").read_text(encoding="utf-8"))
+    for target, source in config["file_mounts"].items():
+        if target.startswith("/home/ray/segmill/"):
+            assert (ROOT / source).exists()
