@@ -8,6 +8,7 @@ PYTHON ?= python3
 DATA ?=
 OUT ?= demo
 ARGS ?=
+BENCH ?= $(filter-out benchmarks/measure.py,$(wildcard benchmarks/*.py))
 
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
@@ -19,7 +20,7 @@ help:
 	@echo "make test [ARGS=...]              the tests"
 	@echo "make lint                         ruff and mypy"
 	@echo "make format                       ruff, mending"
-	@echo "make bench [ARGS=...]             the benchmarks"
+	@echo "make bench [BENCH=FILE ARGS=...]  the benchmarks"
 	@echo "make clean                        remove .venv, caches and build outputs"
 	@echo "PYTHON=python3.12 names another interpreter."
 
@@ -39,7 +40,7 @@ format: $(VENV)/.installed-dev
 	@$(VENV)/bin/ruff format .
 
 bench: $(VENV)/.installed-dev
-	@$(VENV)/bin/python -m benchmarks $(ARGS)
+	@for bench in $(BENCH); do echo "== $$bench"; $(VENV)/bin/python $$bench $(ARGS) || exit 1; done
 
 # A stamp for each kind of installation: done again only when pyproject.toml changes.
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/pip

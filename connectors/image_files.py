@@ -37,8 +37,8 @@ def put_image(
     """Write a record's image under `stem` and a suffix; return its name and what that cost.
 
     The bytes stay as they are if they are of one of the formats, which the bytes and not the name
-    decide. Otherwise the pixels are written as PNG where that is among the formats (counted as
-    "images_to_png"; no pixel changes), as JPEG of quality 95 where it is not ("images_reencoded").
+    decide. Otherwise the pixels are written as PNG where that is among the formats, which loses
+    nothing, and as JPEG of quality 95 where it is not (counted as "images_reencoded").
 
     Raises:
         InputError: the image is gone or damaged.
@@ -58,7 +58,7 @@ def put_image(
     lossless = "png" in formats
     name = stem + (".png" if lossless else ".jpg")
     sink.write(name, _encode(data, path, lossless=lossless, upright=upright))
-    return name, {"images_to_png" if lossless else "images_reencoded": 1}
+    return name, {} if lossless else {"images_reencoded": 1}
 
 
 def _fetch(record: Record) -> bytes:

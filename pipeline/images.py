@@ -43,12 +43,13 @@ def read_header(tree: Tree, name: str) -> Header:
     """Return the header of a tree's image; of a big file only both ends are read.
 
     Raises:
-        InputError: the file is missing, truncated or no image.
+        InputError: the file is missing, truncated, too large or no image.
     """
-    head, tail = tree.header_bytes(name)
-    if not tail:
-        return header(head, tree.url_of(name))
-    return probe(head, tail, tree.url_of(name), lambda: tree.read(name))
+    first, last = tree.header_bytes(name)
+    path = tree.url_of(name)
+    head = probe(first, last, path, lambda: tree.read(name)) if last else header(first, path)
+    _check_size(head, path, PIXEL_LIMIT)
+    return head
 
 
 def read_url_header(url: str, **storage_options: Any) -> Header:
@@ -58,6 +59,15 @@ def read_url_header(url: str, **storage_options: Any) -> Header:
         InputError: the file is missing, truncated or no image.
     """
     return read_header(*locate(url, **storage_options))
+
+
+def _check_size(head: Header, path: str, pixel_limit: int) -> None:
+    if head.height * head.width > pixel_limit:
+        raise ImageTooLarge(
+            path,
+            f"{head.width} x {head.height} pixels, the limit is {pixel_limit}",
+            "cut it into tiles, scale it down, or raise the limit",
+        )
 
 
 def decode(
@@ -70,12 +80,7 @@ def decode(
         ImageTooLarge: its header promises more than `pixel_limit` pixels; nothing was decoded.
     """
     head = header(data, path)
-    if head.height * head.width > pixel_limit:
-        raise ImageTooLarge(
-            path,
-            f"{head.width} x {head.height} pixels, the limit is {pixel_limit}",
-            "cut it into tiles, scale it down, or raise the limit",
-        )
+    _check_size(head, path, pixel_limit)
     if head.format == "png":
         pixels = _decode_png(data, path)
     elif head.format == "jpeg" and head.components != 4:

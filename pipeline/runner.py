@@ -240,7 +240,7 @@ class _Pool(Generic[C, R]):
         self._ray, self._split = ray, split
         self._resources = runner.resources
         cpu_only = {} if runner.resources.gpus else _CPU_MALLOC
-        self._make = lambda: (
+        self._make: Callable[[], Any] = lambda: (
             ray.remote(_Actor)
             .options(
                 num_cpus=runner.resources.cpus,

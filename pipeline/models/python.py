@@ -8,6 +8,7 @@ The function returns a torch module under the contract (normalised [N, 3, H, W] 
 
 from __future__ import annotations
 
+import inspect
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
@@ -40,6 +41,8 @@ def load(uri: ModelUri, space: LabelSpace | None, *, pretrained: bool) -> Loaded
         ModelError: it cannot be imported, or its output does not fit the label space.
     """
     options = {k: v for k, v in uri.options.items() if k not in _OURS}
+    if space is not None and "classes" in inspect.signature(_factory(uri.name)).parameters:
+        options.setdefault("classes", len(space.train_ids))
     architecture = Architecture("python", uri.name, options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(uri.seed)
@@ -63,17 +66,20 @@ def build(architecture: Architecture, classes: int) -> nn.Module:
     return module
 
 
-def _call(architecture: Architecture) -> nn.Module | LoadedModel:
-    module, _, name = architecture.name.partition(":")
+def _factory(name: str) -> Any:
+    module, _, function = name.partition(":")
     try:
-        factory: Any = getattr(import_module(module), name)
+        return getattr(import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise ModelError(
-            f"{architecture}: {error}; write python:package.module:function, and put the package "
+            f"python:{name}: {error}; write python:package.module:function, and put the package "
             "on PYTHONPATH"
         ) from None
+
+
+def _call(architecture: Architecture) -> nn.Module | LoadedModel:
     try:
-        made = factory(**architecture.options)
+        made = _factory(architecture.name)(**architecture.options)
     except TypeError as error:
         raise UsageError(f"{architecture}: {error}") from None
     if not isinstance(made, nn.Module | LoadedModel):

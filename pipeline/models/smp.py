@@ -6,6 +6,7 @@ has to be asked for.
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Final
 
 import segmentation_models_pytorch
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pipeline.label_space import LabelSpace
     from pipeline.models.uri import ModelUri
 
+_OURS: Final = {"self", "kwargs", "classes", "in_channels"}
 _MULTIPLE: Final = 32  # the deepest stride of its encoders
 _NAMES: Final = {
     known.__name__: name
@@ -54,6 +56,7 @@ def build(
     """Build an architecture on its encoder; nothing is downloaded unless weights are named."""
     if architecture.name not in _NAMES:
         raise UnknownName("smp architecture", architecture.name, _NAMES)
+    _check_options(architecture)
     try:
         built: nn.Module = segmentation_models_pytorch.create_model(
             _NAMES[architecture.name],
@@ -72,3 +75,15 @@ def build(
             "?encoder_weights= out, or give --weights"
         ) from None
     return built
+
+
+def _check_options(architecture: Architecture) -> None:
+    """Refuse options that the constructor would swallow; timm's encoders take any."""
+    kind = segmentation_models_pytorch.MODEL_ARCHITECTURES_MAPPING[_NAMES[architecture.name]]
+    known = inspect.signature(kind.__init__).parameters
+    unknown = sorted(set(architecture.options) - set(known))
+    if unknown and not str(architecture.options.get("encoder_name")).startswith("tu-"):
+        raise UsageError(
+            f"{architecture}: no option {', '.join(unknown)}; it takes: "
+            + ", ".join(sorted(set(known) - _OURS))
+        )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from io import BytesIO
+import zlib
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from pipeline.label_space import voc_colour
+from pipeline.masks import encode
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 
 _QUALITY: Final = 82
+_AFTER_PALETTE: Final = 33 + 12 + 768  # signature and header, then the palette chunk
 _WRONG: Final = np.array([255, 64, 48], np.float32)
 _VOID: Final = np.array([112, 118, 128], np.float32)
 
@@ -55,24 +58,35 @@ def jpeg(pixels: NDArray[np.uint8]) -> bytes:
     """Return the JPEG file of RGB or grey pixels."""
     import cv2
 
-    ordered = np.ascontiguousarray(pixels[..., ::-1]) if pixels.ndim == 3 else pixels
+    ordered = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if pixels.ndim == 3 else pixels
     _, data = cv2.imencode(".jpg", ordered, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
     return bytes(data)
 
 
 def labels_png(mask: LabelMap, space: LabelSpace, *, clear_void: bool = False) -> bytes:
     """Return the palette PNG of a label map; `clear_void` makes void pixels transparent."""
-    from PIL import Image
+    if mask.dtype == np.uint8:
+        ids, positions = np.arange(256), mask
+    else:
+        ids, inverse = np.unique(mask, return_inverse=True)
+        # More than a palette holds: a thumbnail may show the last ones in one colour.
+        positions = np.minimum(inverse, 255).reshape(mask.shape).astype(np.uint8)
+    palette, alpha = _colours(space, tuple(ids[:256].tolist()))
+    data = encode(positions, palette)
+    if not clear_void:
+        return data
+    chunk = b"tRNS" + alpha
+    place = data.index(b"IDAT", _AFTER_PALETTE) - 4
+    crc = zlib.crc32(chunk).to_bytes(4, "big")
+    return data[:place] + len(alpha).to_bytes(4, "big") + chunk + crc + data[place:]
 
-    ids, positions = np.unique(mask, return_inverse=True)
-    if len(ids) > 256:  # more colours than a palette holds: a thumbnail may merge the last ones
-        ids, positions = ids[:256], np.minimum(positions, 255)
-    image = Image.fromarray(positions.reshape(mask.shape).astype(np.uint8))
-    image.putpalette(b"".join(bytes(colour_of(space, int(i))) for i in ids))
-    alpha = bytes(0 if clear_void and is_void(space, int(i)) else 255 for i in ids)
-    file = BytesIO()
-    image.save(file, "PNG", transparency=alpha, compress_level=6)
-    return file.getvalue()
+
+@lru_cache(maxsize=64)
+def _colours(space: LabelSpace, ids: tuple[int, ...]) -> tuple[bytes, bytes]:
+    """Return the palette of some ids (768 bytes) and their opacity (256 bytes)."""
+    palette = b"".join(bytes(colour_of(space, i)) for i in ids)
+    alpha = bytes(0 if is_void(space, i) else 255 for i in ids)
+    return palette.ljust(768, b"\0"), alpha.ljust(256, b"\xff")
 
 
 def colour_of(space: LabelSpace, index: int) -> tuple[int, int, int]:

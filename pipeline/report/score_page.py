@@ -161,11 +161,11 @@ def _notes(scores: Scores) -> list[str]:
     """Return what a reader must know before believing the numbers."""
     notes = []
     if scores.unpredicted:
-        notes.append(f"{count(scores.unpredicted)} images of the truth have no prediction.")
+        notes.append(f"Images of the truth without a prediction: {count(scores.unpredicted)}.")
     if scores.unlabelled:
-        notes.append(f"{count(scores.unlabelled)} rows of truth have no mask.")
+        notes.append(f"Rows of truth without a mask: {count(scores.unlabelled)}.")
     if scores.failed:
-        notes.append(f"{count(scores.failed)} images could not be scored; they are listed below.")
+        notes.append(f"Images that could not be scored: {count(scores.failed)}, listed below.")
     if scores.tally.coverage < 0.9995:
         share = 1 - scores.tally.coverage
         notes.append(f"{100 * share:.1f} % of the scored pixels got no label and count as wrong.")

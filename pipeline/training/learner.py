@@ -38,7 +38,7 @@ def open_model(recipe: Recipe, store: Store) -> LoadedModel:
     if "seed" not in uri.options and uri.kind != "run":
         text += f"{'&' if uri.options else '?'}seed={recipe.seed}"
     settled = uri.kind in {"run", "hf"} and "head" not in uri.options
-    settled = settled or bool({"classes", "label_space", "weights"} & uri.options.keys())
+    settled = settled or bool({"label_space", "weights"} & uri.options.keys())
     space = recipe.label_space
     if space is None and not settled:
         known = list(store.label_spaces.values())

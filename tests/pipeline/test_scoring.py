@@ -296,7 +296,7 @@ def test_the_extremes_are_the_extremes(tmp_path, small_chunks):
     [
         ("camvid-32", "camvid-11", None, "camvid-11"),
         ("camvid-11", "camvid-32", None, "camvid-11"),
-        ("cityscapes-34", "cityscapes-19", None, "cityscapes-19"),
+        ("cityscapes-34", "cityscapes-19", None, "cityscapes-34"),
         ("nyu-894", "nyu-40", None, "nyu-40"),
         ("nyu-894", "nyu-894", None, "nyu-894"),
         ("nyu-894", "nyu-894", "nyu-13", "nyu-13"),
