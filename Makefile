@@ -4,7 +4,10 @@
 #   make demo DATA=path/to/CamVid   the same on CamVid in SegNet's layout
 #   make test                       the test suite
 
-PYTHON ?= python3
+# The first interpreter that is new enough; where none is, python3, which then says so.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && exit; done; \
+	echo python3)
 DATA ?=
 OUT ?= demo
 ARGS ?=

@@ -2,7 +2,7 @@
 
     segmill evaluate --truth stores/camvid --pred stores/night --split test --out reports/night
 
-Two cores: about 1,500 pairs of 480x360 a second, 200 of 2048x1024.
+Two busy cores: about 800 pairs of 480x360 a second, 95 of 2048x1024.
 """
 
 from __future__ import annotations

@@ -51,8 +51,9 @@ def ingest(
     with command("ingest", as_json=as_json, debug=debug, max_errors=max_errors) as summary:
         from connectors import connector
         from connectors.reading import ReaderFactory
+        from pipeline.drive import execute
         from pipeline.files import open_tree
-        from pipeline.run import Run, execute
+        from pipeline.run import Run
         from pipeline.runner import Resources, choose
         from pipeline.store import Store
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from datetime import datetime
 
     from pipeline.record import Sample
+    from pipeline.sinks import Sink
 
+_FOLDER: Final = "_errors"
+_RETRIES: Final = 8
 SCHEMA: Final = pa.schema(
     [
         ("path", pa.string()),
@@ -62,3 +67,44 @@ def to_table(failures: Iterable[Failure], run: str, at: datetime) -> pa.Table:
     """Return the failures of a run as rows of `SCHEMA`, in a fixed order."""
     rows = sorted((f.to_dict() for f in failures), key=lambda r: (r["image_id"], r["path"]))
     return pa.Table.from_pylist([row | {"run": run, "at": at} for row in rows], schema=SCHEMA)
+
+
+def append_failures(
+    store: str, options: Mapping[str, str], sink: Sink, rows: pa.Table, name: str
+) -> None:
+    """Add rows to a store's errors table as one file; the same name twice is added once."""
+    import pyarrow.parquet as pq
+    from deltalake import CommitProperties, DeltaTable, Schema
+    from deltalake.transaction import AddAction
+
+    if not rows.num_rows:
+        return
+    url = f"{store}/{_FOLDER}"
+    if not DeltaTable.is_deltatable(url, dict(options) or None):
+        DeltaTable.create(
+            url, Schema.from_arrow(SCHEMA), mode="ignore", storage_options=dict(options) or None
+        )
+    table, path = DeltaTable(url, storage_options=dict(options) or None), f"data/{name}.parquet"
+    if any(uri.endswith(f"/{path}") for uri in table.file_uris()):
+        return
+    buffer = pa.BufferOutputStream()
+    pq.write_table(rows, buffer, compression="zstd")
+    data = buffer.getvalue()
+    sink.write(f"{_FOLDER}/{path}", memoryview(data))
+    stats = json.dumps({"numRecords": rows.num_rows})
+    table.create_write_transaction(
+        [AddAction(path, data.size, {}, int(time.time() * 1000), True, stats)],
+        mode="append",
+        schema=table.schema(),
+        commit_properties=CommitProperties(max_commit_retries=_RETRIES),
+    )
+
+
+def read_failures(store: str, options: Mapping[str, str]) -> pa.Table:
+    """Return a store's errors table; empty when nothing ever failed."""
+    from deltalake import DeltaTable
+
+    url = f"{store}/{_FOLDER}"
+    if not DeltaTable.is_deltatable(url, dict(options) or None):
+        return SCHEMA.empty_table()
+    return DeltaTable(url, storage_options=dict(options) or None).to_pyarrow_dataset().to_table()

@@ -9,8 +9,9 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Final
 
+from pipeline.drive import execute
 from pipeline.record import Sample
-from pipeline.run import Run, RunReport, execute
+from pipeline.run import Run, RunReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

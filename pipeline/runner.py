@@ -87,47 +87,63 @@ class LocalRunner:
         split: Callable[[C], list[C]] | None = None,
     ) -> Iterator[Outcome[C, R]]:
         """Yield the outcome of each chunk, in the order in which they end."""
-        done: queue.Queue[Outcome[C, R] | BaseException | None] = queue.Queue(2 * self.workers)
-        feed, lock, stop = iter(chunks), threading.Lock(), threading.Event()
-
-        def put(item: Outcome[C, R] | BaseException | None) -> None:
-            while not stop.is_set():
-                with suppress(queue.Full):
-                    return done.put(item, timeout=0.5)
-
-        def work() -> None:
-            try:
-                worker = make_worker()
-                while not stop.is_set():
-                    with lock:
-                        chunk = next(feed, None)
-                    if chunk is None:
-                        break
-                    put(_outcome(worker, chunk))
-            except BaseException as error:
-                put(error)
-            finally:
-                put(None)
-
-        threads = [threading.Thread(target=work, daemon=True) for _ in range(self.workers)]
-        for thread in threads:
-            thread.start()
-        running = len(threads)
+        crew: _Threads[C, R] = _Threads(make_worker, iter(chunks), self.workers)
         try:
-            while running:
-                item = done.get()
-                if item is None:
-                    running -= 1
-                elif isinstance(item, BaseException):
-                    raise item
-                else:
-                    yield item
+            yield from crew.outcomes()
         finally:
-            stop.set()
-            for thread in threads:
-                # A thread that lives on while the interpreter ends aborts the process; one that is
-                # deep in a chunk when the caller gives up is not worth waiting for.
-                thread.join(timeout=10 if running else None)
+            crew.stop()
+
+
+class _Threads(Generic[C, R]):
+    """Threads that pull chunks from one feed and hand outcomes to one queue."""
+
+    def __init__(
+        self, make_worker: Callable[[], Callable[[C], R]], feed: Iterator[C], count: int
+    ) -> None:
+        self._make_worker, self._feed, self._running = make_worker, feed, count
+        self._lock, self._stop = threading.Lock(), threading.Event()
+        self._done: queue.Queue[Outcome[C, R] | BaseException | None] = queue.Queue(2 * count)
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def _work(self) -> None:
+        try:
+            worker = self._make_worker()
+            while not self._stop.is_set():
+                with self._lock:
+                    chunk = next(self._feed, None)
+                if chunk is None:
+                    break
+                self._put(_outcome(worker, chunk))
+        except BaseException as error:
+            self._put(error)
+        finally:
+            self._put(None)
+
+    def _put(self, item: Outcome[C, R] | BaseException | None) -> None:
+        while not self._stop.is_set():
+            with suppress(queue.Full):
+                return self._done.put(item, timeout=0.5)
+
+    def outcomes(self) -> Iterator[Outcome[C, R]]:
+        """Yield outcomes until every thread has ended."""
+        while self._running:
+            item = self._done.get()
+            if item is None:
+                self._running -= 1
+            elif isinstance(item, BaseException):
+                raise item
+            else:
+                yield item
+
+    def stop(self) -> None:
+        """Let the threads end, at once when the caller has given up."""
+        self._stop.set()
+        for thread in self._threads:
+            # A thread that lives on while the interpreter ends aborts the process; one that is
+            # deep in a chunk when the caller gives up is not worth waiting for.
+            thread.join(timeout=10 if self._running else None)
 
 
 def _outcome(worker: Callable[[C], R], chunk: C) -> Outcome[C, R]:

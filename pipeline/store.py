@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import pyarrow as pa
 
-from pipeline import failures as failures_table
 from pipeline.errors import CommitConflict, NotAStore, StoreError, StoreTooNew, UsageError
+from pipeline.failures import append_failures, read_failures, to_table
 from pipeline.fragment import Fragment
 from pipeline.label_space import LabelSpace
 from pipeline.record import COLUMNS, SCHEMA, SCHEMA_VERSION, from_batch
+from pipeline.scan import expressions, scan_by_fragment, scan_sql, scan_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -52,19 +53,6 @@ def locate(url: str | os.PathLike[str]) -> str:
     if "://" not in text:
         text = os.path.abspath(text)
     return text.rstrip("/") or "/"
-
-
-def _field(name: str) -> pa.Field:
-    """Return a column of the schema, or a field of one under its dotted name."""
-    column, _, inner = name.partition(".")
-    field = SCHEMA.field(column)
-    return pa.field(name, field.type.field(inner).type) if inner else field
-
-
-def _expressions(names: Iterable[str]) -> dict[str, pc.Expression]:
-    import pyarrow.compute as pc
-
-    return {name: pc.field(*name.split(".")) for name in names}
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,56 +228,15 @@ class Store:
         """
         names = list(columns or COLUMNS)
         if isinstance(where, str):
-            yield from self._scan_sql(names, where, batch_rows)
-            return
-        import pyarrow.dataset as ds
-
-        # The defaults read sixteen batches of four files ahead: gigabytes where rows hold masks.
-        scanner = ds.Scanner.from_dataset(
-            self._table.to_pyarrow_dataset(),
-            columns=columns if isinstance(columns, dict) else _expressions(names),
-            filter=where,
-            batch_size=batch_rows,
-            batch_readahead=2,
-            fragment_readahead=1,
-        )
-        for batch in scanner.to_batches():
-            if batch.num_rows:
-                yield batch
+            return scan_sql(self._table, names, where, batch_rows)
+        picked = columns if isinstance(columns, dict) else expressions(names)
+        return scan_table(self._table, picked, where, batch_rows)
 
     def scan_fragments(
         self, columns: Sequence[str], batch_rows: int = 16384
     ) -> Iterator[tuple[str, pa.RecordBatch]]:
         """Read columns, or fields of columns, with the path of the fragment that holds the rows."""
-        picked = _expressions(columns)
-        for fragment in self._table.to_pyarrow_dataset().get_fragments():
-            scanner = fragment.scanner(
-                schema=SCHEMA.remove_metadata(), columns=picked, batch_size=batch_rows
-            )
-            for batch in scanner.to_batches():
-                yield fragment.path, batch
-
-    def _scan_sql(
-        self, names: Sequence[str], where: str, batch_rows: int
-    ) -> Iterator[pa.RecordBatch]:
-        from deltalake import QueryBuilder
-
-        # A field's name in brackets: DataFusion would take a dot for a table's name.
-        asked = ", ".join(
-            "{}['{}'] AS \"{}\"".format(*n.split("."), n) if "." in n else n for n in names
-        )
-        schema = pa.schema([_field(name) for name in names])
-        try:
-            query = f"SELECT {asked} FROM store WHERE {where}"
-            found = QueryBuilder().register("store", self._table).execute(query)
-            for batch in pa.RecordBatchReader.from_stream(found):
-                # The engine answers in view types, which few readers know.
-                plain = pa.Table.from_batches([batch]).cast(schema)
-                yield from plain.to_batches(max_chunksize=batch_rows)
-        except pa.ArrowException:
-            raise
-        except Exception as error:
-            raise UsageError(f"--where {where!r}: {str(error).splitlines()[0]}") from None
+        return scan_by_fragment(self._table, columns, batch_rows)
 
     def rows(self, fragment: Fragment, start: int = 0, stop: int | None = None) -> Iterator[Record]:
         """Read a range of a fragment's rows, whole."""
@@ -420,42 +367,11 @@ class Store:
 
     def add_failures(self, failures: Iterable[Failure], run: str, at: datetime, name: str) -> None:
         """Write failures to the errors table; the same name twice is written once."""
-        import pyarrow.parquet as pq
-        from deltalake import CommitProperties, DeltaTable, Schema
-        from deltalake.transaction import AddAction
-
-        rows = failures_table.to_table(failures, run, at)
-        if not rows.num_rows:
-            return
-        url, options = f"{self.url}/_errors", self._options or None
-        if not DeltaTable.is_deltatable(url, options):
-            schema = Schema.from_arrow(failures_table.SCHEMA)
-            DeltaTable.create(url, schema, mode="ignore", storage_options=options)
-        table = DeltaTable(url, storage_options=options)
-        path = f"data/{name}.parquet"
-        if any(uri.endswith(f"/{path}") for uri in table.file_uris()):
-            return
-        buffer = pa.BufferOutputStream()
-        pq.write_table(rows, buffer, compression="zstd")
-        data = buffer.getvalue()
-        self.sink().write(f"_errors/{path}", memoryview(data))
-        stats = json.dumps({"numRecords": rows.num_rows})
-        table.create_write_transaction(
-            [AddAction(path, data.size, {}, int(time.time() * 1000), True, stats)],
-            mode="append",
-            schema=table.schema(),
-            commit_properties=CommitProperties(max_commit_retries=_ATTEMPTS),
-        )
+        append_failures(self.url, self._options, self.sink(), to_table(failures, run, at), name)
 
     def failures(self) -> pa.Table:
         """Return the errors table: every input that failed, in any run."""
-        from deltalake import DeltaTable
-
-        url = f"{self.url}/_errors"
-        if not DeltaTable.is_deltatable(url, self._options or None):
-            return failures_table.SCHEMA.empty_table()
-        table = DeltaTable(url, storage_options=self._options or None)
-        return table.to_pyarrow_dataset().to_table()
+        return read_failures(self.url, self._options)
 
     # --- versions --------------------------------------------------------------------------------
 

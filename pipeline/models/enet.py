@@ -40,20 +40,25 @@ _STAGE: Final[tuple[Middle, ...]] = ("regular", 2, "asymmetric", 4, "regular", 8
 
 
 class ENet(nn.Module):
-    """Return logits [N, classes, H, W] of an image batch [N, 3, H, W]."""
+    """Return logits [N, classes, H, W] of an image batch [N, 3, H, W].
 
-    def __init__(self, classes: int) -> None:
+    `dropout` drops whole channels of a block's branch; a tenth of it in the first stage. A short
+    training does better without.
+    """
+
+    def __init__(self, classes: int, dropout: float = 0.1) -> None:
         super().__init__()
+        early = dropout / 10
         self.initial = _Initial()
-        self.down1 = _Down(16, 64, dropout=0.01)
-        self.stage1 = nn.Sequential(*(_Bottleneck(64, "regular", 0.01) for _ in range(4)))
-        self.down2 = _Down(64, 128, dropout=0.1)
-        self.stage2 = nn.Sequential(*(_Bottleneck(128, middle, 0.1) for middle in _STAGE))
-        self.stage3 = nn.Sequential(*(_Bottleneck(128, middle, 0.1) for middle in _STAGE))
-        self.up4 = _Up(128, 64)
-        self.stage4 = nn.Sequential(*(_Bottleneck(64, "regular", 0.1, _RELU) for _ in range(2)))
-        self.up5 = _Up(64, 16)
-        self.stage5 = _Bottleneck(16, "regular", 0.1, _RELU)
+        self.down1 = _Down(16, 64, early)
+        self.stage1 = nn.Sequential(*(_Bottleneck(64, "regular", early) for _ in range(4)))
+        self.down2 = _Down(64, 128, dropout)
+        self.stage2 = nn.Sequential(*(_Bottleneck(128, middle, dropout) for middle in _STAGE))
+        self.stage3 = nn.Sequential(*(_Bottleneck(128, middle, dropout) for middle in _STAGE))
+        self.up4 = _Up(128, 64, dropout)
+        self.stage4 = nn.Sequential(*(_Bottleneck(64, "regular", dropout, _RELU) for _ in range(2)))
+        self.up5 = _Up(64, 16, dropout)
+        self.stage5 = _Bottleneck(16, "regular", dropout, _RELU)
         self.head = nn.ConvTranspose2d(16, classes, 3, 2, padding=1, output_padding=1, bias=False)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -97,7 +102,7 @@ class _Branch(nn.Sequential):
         layers: list[nn.Module] = []
         for conv in convs:
             layers += [conv, nn.BatchNorm2d(conv.out_channels, eps=_EPS), act()]
-        super().__init__(*layers, nn.Dropout2d(dropout))
+        super().__init__(*layers, *([nn.Dropout2d(dropout)] if dropout else []))
 
 
 def _conv(
@@ -153,13 +158,13 @@ class _Down(nn.Module):
 class _Up(nn.Module):
     """A residual block that doubles the size, unpooling to where the maxima were."""
 
-    def __init__(self, fan_in: int, width: int) -> None:
+    def __init__(self, fan_in: int, width: int, dropout: float) -> None:
         super().__init__()
         narrow = fan_in // _REDUCTION
         self.main = nn.Sequential(_conv(fan_in, width, 1), nn.BatchNorm2d(width, eps=_EPS))
         deconv = nn.ConvTranspose2d(narrow, narrow, 2, stride=2, bias=False)
         convs: list[Conv] = [_conv(fan_in, narrow, 1), deconv, _conv(narrow, width, 1)]
-        self.branch = _Branch(convs, _RELU, dropout=0.1)
+        self.branch = _Branch(convs, _RELU, dropout)
         self.act = _RELU()
 
     def forward(self, x: Tensor, where: Tensor) -> Tensor:

@@ -86,4 +86,4 @@ class LoadedModel:
     preprocessing: Preprocessing
     uri: str
     digest: str
-    architecture: Architecture
+    architecture: Architecture = Architecture("python", "unnamed")

@@ -70,10 +70,24 @@ def load(url: str, identity: Mapping[str, Any]) -> tuple[Progress, Any] | None:
         progress, tensors = Progress(**state["progress"]), state["tensors"]
     except (InputError, OSError, RuntimeError, EOFError, KeyError, TypeError) as error:
         raise ModelError(f"{url}/{FILE}: damaged ({error}); start anew with --no-resume") from None
-    differs = sorted(k for k in {*known, *identity} if known.get(k) != identity.get(k))
+    differs = _differences(known, identity)
     if differs:
         raise UsageError(
-            f"{url}: holds a run that differs in {', '.join(differs)}; name another --out, or "
+            f"{url}: holds a run that differs in {'; '.join(differs)}; name another --out, or "
             "start anew with --no-resume"
         )
     return progress, tensors
+
+
+def _differences(known: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """Name what differs, with both values; of a nested mapping, its keys."""
+    out = []
+    for key in sorted({*known, *asked}):
+        old, new = known.get(key), asked.get(key)
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            out += [f"{key}: {text}" for text in _differences(old, new)]
+        else:
+            out.append(f"{key} ({old!r}, now {new!r})")
+    return out

@@ -71,7 +71,7 @@ def optimiser(module: nn.Module, how: Optimiser) -> torch.optim.AdamW:
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": how.weight_decay},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=how.lr)
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=how.lr, fused=True)
 
 
 class MovingAverage:

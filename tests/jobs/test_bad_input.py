@@ -1,4 +1,4 @@
-"""One bad input of each kind among good ones: named, counted, in the errors table; the rest done."""
+"""One bad input of each kind among good ones: named, counted, in the errors table; others done."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_label_goes_on(data, tmp_path, capsys, fault):
 def test_label_of_a_manifest_that_names_a_missing_image(data, tmp_path, capsys):
     images = sorted((data / "train").iterdir())
     (tmp_path / "list.txt").write_text("".join(f"{p}\n" for p in [*images[:5], data / "gone.png"]))
-    summary, err = call(
+    summary, _ = call(
         capsys, "label", tmp_path / "list.txt", tmp_path / "s", "--runner", "local",
         "--model", "zoo:enet?label_space=camvid-11&seed=0", code=3,
     )  # fmt: skip

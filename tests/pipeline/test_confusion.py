@@ -89,11 +89,11 @@ def test_maps_of_two_depths_are_compared(dtypes):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_counts_beyond_a_floats_whole_numbers_are_exact(dtype):
-    # 2**24 + 1 is the first count that a float32 cannot hold.
+    # 2**24 + 1 is the first count that a float32 cannot hold, and the next odd ones neither.
     truth = np.zeros((4099, 4099), dtype)
-    truth[-1, -1] = 3
+    truth[-1, -2:] = 3
     pairs = count_pairs(truth, np.zeros_like(truth))
-    assert pairs.counts.tolist() == [4099**2 - 1, 1]
+    assert pairs.counts.tolist() == [4099**2 - 2, 2]
 
 
 def test_sixteen_bit_ids_are_counted_densely_and_sorted_alike(monkeypatch):

@@ -5,9 +5,10 @@ import signal
 
 import pytest
 
+from pipeline.drive import execute
 from pipeline.errors import SumMismatch
 from pipeline.ledger import Ledger
-from pipeline.run import Run, Shard, execute, fragment_path
+from pipeline.run import Run, Shard, fragment_path
 from pipeline.runner import LocalRunner, RayRunner, Resources
 from pipeline.store import Store
 from tests.samples import SPACE, Labelling, record_of, sample

@@ -28,7 +28,7 @@ def scenes(tmp_path_factory):
 def label_all(root, **options):
     segmenter = SegmenterFactory(URI, options=LabelOptions(**options))()
     samples = list(list_images(str(root)))
-    found = dict((s.image_id, r) for s, r in segmenter(samples))
+    found = {s.image_id: r for s, r in segmenter(samples)}
     assert len(found) == len(samples)
     return found
 

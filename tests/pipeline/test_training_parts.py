@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F  # noqa: N812
+
+from pipeline import masks
+from pipeline.errors import StoreError, UnknownName, UsageError
+from pipeline.label_space import label_space
+from pipeline.training.augment import augmented, jittered
+from pipeline.training.batches import Epoch, prefetched, train_batches
+from pipeline.training.data import Channels, Reader, shuffled
+from pipeline.training.losses import class_weights, cross_entropy
+from pipeline.training.recipe import Augment, Jitter, read_recipe, shipped_recipes
+from pipeline.training.schedule import Clock, MovingAverage
+from tests.streets import HERE, SPACE, make_streets, recipe, run
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return make_streets(tmp_path_factory.mktemp("streets"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+# --- recipes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+def test_shipped_recipes_are_valid_and_say_how_to_run(name):
+    assert read_recipe(name, seed=7).seed == 7
+    text = shipped_recipes()[name].read_text()
+    assert text.startswith("#")
+    assert f"--recipe {name}" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("model: zoo:enet\nepochs: 1\naugment: {crop: [8, 8]}\nlr: 3", "lr: Extra inputs"),
+        ("model: zoo:enet\nepochs: 0\naugment: {crop: [8, 8]}", "epochs: .*greater than 0, not 0"),
+        ("model: zoo:enet\naugment: {crop: [8, 8]}", "epochs, minutes or both"),
+        ("model: zoo:enet\nepochs: 1\naugment: {crop: [8, 8], scale: [2, 1]}", "augment: .*least"),
+        ("epochs: 1\naugment: {crop: [8, 8]}", "model: Field required"),
+        ("- a\n- b", "mapping"),
+        ("a: [1", "not YAML"),
+    ],
+)
+def test_a_wrong_recipe_is_told_by_key(text, words, tmp_path):
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(UsageError, match=words) as caught:
+        read_recipe(str(tmp_path / "r.yaml"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_that_is_not_there():
+    with pytest.raises(UnknownName, match="streetscenes"):
+        read_recipe("streetscene")
+    with pytest.raises(UsageError, match="no such recipe file"):
+        read_recipe("recipes/mine.yaml")
+
+
+# --- losses and schedule -------------------------------------------------------------------------
+
+
+def test_cross_entropy_is_torchs_mean_over_valid_pixels():
+    logits = torch.randn(2, 4, 6, 5)
+    labels = torch.randint(0, 4, (2, 6, 5), dtype=torch.uint8)
+    labels[0, :3] = 255
+    for weights in (None, torch.tensor([1.0, 0.5, 7.0, 2.0])):
+        want = F.cross_entropy(logits, labels.long(), weights, ignore_index=255)
+        assert torch.allclose(cross_entropy(logits, labels, 255, weights), want)
+
+
+def test_a_batch_of_void_teaches_nothing():
+    logits = torch.randn(1, 3, 4, 4, requires_grad=True)
+    loss = cross_entropy(logits, torch.full((1, 4, 4), 255, dtype=torch.uint8), 255, None)
+    loss.backward()
+    assert loss == 0
+    assert not logits.grad.any()
+
+
+def test_coarse_logits_are_brought_to_the_labels_size():
+    logits, labels = torch.randn(1, 3, 4, 5), torch.zeros(1, 16, 20, dtype=torch.int32)
+    full = F.interpolate(logits, (16, 20), mode="bilinear")
+    want = F.cross_entropy(full, labels.long())
+    assert torch.allclose(cross_entropy(logits, labels, 65535, None), want)
+
+
+def test_class_weights():
+    pixels = np.array([600, 300, 100, 0])
+    home = np.array([1000, 500, 1000, 0])
+    # frequencies 0.6, 0.6, 0.1: median 0.6
+    median = class_weights("median-frequency", pixels, home)
+    assert np.allclose(median, [1, 1, 6, 1])
+    enet = class_weights("enet", pixels, home)
+    assert np.allclose(enet, [1 / math.log(1.62), 1 / math.log(1.32), 1 / math.log(1.12), 1])
+    assert class_weights("none", pixels, home) is None
+
+
+def test_the_clock_keeps_time_for_the_last_validation():
+    assert Clock(total_steps=10, budget=None).progress(5) == pytest.approx(0.55)
+    fresh = Clock(None, budget=100.0, before=96.0)
+    assert fresh.progress(0) >= 1
+    timed = Clock(None, budget=100.0, before=75.0, validation=20.0)
+    assert timed.progress(0) == pytest.approx(75 / 80, abs=1e-3)
+    both = Clock(total_steps=4, budget=100.0, before=10.0)
+    assert both.progress(3) == pytest.approx(3.5 / 4)
+
+
+def test_moving_average():
+    module = torch.nn.BatchNorm1d(2)
+    average = MovingAverage(module, decay=0.5)
+    with torch.no_grad():
+        module.weight.fill_(3.0)
+        module.num_batches_tracked.fill_(7)
+    average.update(module, step=100)
+    assert average.module.weight.tolist() == [2.0, 2.0]
+    assert average.module.num_batches_tracked == 7
+
+
+# --- augmentation and data -----------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    st.tuples(st.integers(1, 30), st.integers(1, 30)),
+    st.tuples(st.floats(0.3, 1.0), st.floats(1.0, 3.0)),
+    st.integers(0, 1000),
+    st.sampled_from([np.uint8, np.uint16]),
+)
+def test_a_crop_has_its_size_and_only_known_values(shape, crop, scale, seed, kind):
+    rng = np.random.default_rng(seed)
+    void = 255 if kind is np.uint8 else 65535
+    labels = rng.integers(0, 5, shape).astype(kind)
+    image = rng.integers(0, 255, (*shape, 3), dtype=np.uint8)
+    how = Augment(crop=crop, scale=scale, jitter=Jitter(brightness=0.5, contrast=0.5))
+    out, ids = augmented(image, labels, how, void, np.random.default_rng(seed))
+    assert out.shape == (*crop, 3)
+    assert (ids.shape, ids.dtype) == (crop, kind)
+    assert set(np.unique(ids)) <= {*np.unique(labels), void}
+    again = augmented(image, labels, how, void, np.random.default_rng(seed))
+    assert np.array_equal(out, again[0])
+    assert np.array_equal(ids, again[1])
+
+
+@pytest.mark.parametrize("scale", [(1.0, 1.0), (2.0, 2.0), (0.5, 0.5)])
+def test_labels_stay_on_their_pixels(scale):
+    """The image's colour is its label, in large patches: so it is after scale, crop and mirror."""
+    rng = np.random.default_rng(0)
+    labels = np.kron(rng.integers(0, 6, (6, 8)), np.ones((16, 16))).astype(np.uint8)
+    image = np.repeat(labels[..., None] * 40, 3, axis=2)
+    how = Augment(crop=(48, 60), scale=scale, flip=0.5)
+    for _ in range(20):
+        out, ids = augmented(image, labels, how, 255, rng)
+        agree = (np.abs(out[..., 1].astype(int) - ids * 40) < 20)[ids != 255]
+        assert agree.mean() > (0.999 if scale == (1.0, 1.0) else 0.85)
+        assert (ids != 255).mean() > 0.99
+
+
+def test_jitter_is_brightness_contrast_saturation():
+    image = np.random.default_rng(0).integers(60, 160, (8, 9, 3), dtype=np.uint8)
+    rng = np.random.default_rng(5)
+    b, c, s = rng.uniform(0.7, 1.3), rng.uniform(0.8, 1.2), rng.uniform(0.5, 1.5)
+    out = jittered(
+        image,
+        Jitter(brightness=0.3, contrast=0.2, saturation=0.5),
+        np.random.default_rng(5),
+    )
+    luma = image @ np.array([0.299, 0.587, 0.114])
+    want = luma[..., None] + s * (image - luma[..., None])
+    want = b * (luma.mean() + c * (want - luma.mean()))
+    assert np.abs(out - np.clip(want, 0, 255)).max() <= 1
+
+
+@given(st.integers(0, 60), st.integers(1, 70), st.integers(0, 5))
+@settings(deadline=None, max_examples=30)
+def test_shuffling_loses_nothing(rows, most, seed):
+    class Line(str):
+        size = 1
+
+    lines = [Line(i) for i in range(rows)]
+    found = list(shuffled(iter(lines), np.random.default_rng(seed), most))
+    assert sorted(found, key=int) == lines
+    assert found == list(shuffled(iter(lines), np.random.default_rng(seed), most))
+
+
+def test_masks_become_channels(store):
+    target = label_space("unified")
+    channels = Channels(target)
+    reader = Reader(store, "train", channels)
+    row = next(reader.rows())
+    example = reader.load(row)
+    ids = masks.decode(row.cell)
+    for source in SPACE.classes:
+        there = example.labels[ids == source.id]
+        if source.id in SPACE.train_ids and there.size:
+            assert len(set(there)) == 1
+            name = target.by_id[target.train_ids[there[0]]].name if there[0] != 255 else "void"
+            assert name != "void"
+    assert (example.labels[ids == SPACE.ignore_index] == channels.void).all()
+
+
+def test_the_survey_counts_without_reading_masks(store):
+    reader = Reader(store, "train", Channels(SPACE))
+    all_ids = [masks.decode(r.cell) for r in reader.rows()]
+    for channel, i in enumerate(SPACE.train_ids):
+        assert reader.survey.pixels[channel] == sum((m == i).sum() for m in all_ids)
+        homes = [(m != SPACE.ignore_index).sum() for m in all_ids if (m == i).any()]
+        assert reader.survey.home[channel] == sum(homes)
+    assert (reader.survey.labelled, reader.survey.unlabelled) == (10, 0)
+
+
+def test_workers_share_the_rows(store):
+    reader = Reader(store, "train", Channels(SPACE))
+    parts = [[r.image_id for r in reader.rows(rank, 3)] for rank in range(3)]
+    assert [len(p) for p in parts] == [4, 3, 3]
+    assert sorted(parts[0] + parts[1] + parts[2]) == [r.image_id for r in reader.rows()]
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_batches_are_the_same_whatever_the_threads(store, threads):
+    def batches(count):
+        place = replace(HERE, threads=count)
+        reader = Reader(store, "train", Channels(SPACE))
+        return list(train_batches(reader, recipe(), Epoch(2, steps=5), place, None))
+
+    for one, other in zip(batches(1), batches(threads), strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
+        assert one.images.shape == (4, 32, 40, 3)
+
+
+def test_embedded_images_are_read_from_the_store(tmp_path):
+    store = make_streets(tmp_path, 4, 2, embed=True)
+    for path in (tmp_path / "images").iterdir():
+        path.unlink()
+    assert run(store, tmp_path / "m", epochs=1).unreadable == 0
+
+
+def test_prefetching_ends_with_its_consumer():
+    closed = []
+
+    def numbers():
+        try:
+            yield from range(1000)
+        finally:
+            closed.append(True)
+
+    ready = prefetched(numbers())
+    assert [next(ready) for _ in range(3)] == [0, 1, 2]
+    ready.close()
+    assert closed
+
+    def failing():
+        yield 1
+        raise StoreError("no")
+
+    with pytest.raises(StoreError, match="no"):
+        list(prefetched(failing()))
