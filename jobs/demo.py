@@ -105,7 +105,7 @@ def _steps(tour: _Tour, source: str, place: Path, recipe: str, minutes: float) -
         "Read the dataset into a label store", "ingest", source, truth, "--format", "camvid-11"
     )
     tour.run(
-        f"Train ENet for {minutes:g} min", "train", truth,
+        f"Train a small network for {minutes:g} min", "train", truth,
         "--recipe", recipe, "--minutes", f"{minutes:g}", "--out", model,
     )  # fmt: skip
     tour.run(

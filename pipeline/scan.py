@@ -47,14 +47,26 @@ def scan_table(
 
 
 def scan_by_fragment(
-    table: DeltaTable, columns: Sequence[str], batch_rows: int
+    table: DeltaTable, names: Sequence[str], batch_rows: int
 ) -> Iterator[tuple[str, pa.RecordBatch]]:
-    """Read columns with the path of the fragment that holds the rows."""
-    picked, schema = expressions(columns), SCHEMA.remove_metadata()
+    """Read columns with the path of the fragment that holds the rows.
+
+    Of `image.path` only the paths are read: the dataset scanner would read the images beside them.
+    """
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
     for fragment in table.to_pyarrow_dataset().get_fragments():
-        scanner = fragment.scanner(schema=schema, columns=picked, batch_size=batch_rows)
-        for batch in scanner.to_batches():
-            yield fragment.path, batch
+        with fragment.filesystem.open_input_file(fragment.path) as file:
+            parquet = pq.ParquetFile(file, pre_buffer=True)
+            for batch in parquet.iter_batches(batch_rows, columns=list(names)):
+                arrays = []
+                for name in names:
+                    column, _, inner = name.partition(".")
+                    array = batch[column]
+                    arrays.append(pc.struct_field(array, inner) if inner else array)
+                if batch.num_rows:
+                    yield fragment.path, pa.RecordBatch.from_arrays(arrays, names=list(names))
 
 
 def scan_sql(

@@ -229,6 +229,8 @@ class Store:
         names = list(columns or COLUMNS)
         if isinstance(where, str):
             return scan_sql(self._table, names, where, batch_rows)
+        if where is None and any("." in name for name in names):
+            return (batch for _, batch in self.scan_fragments(names, batch_rows))
         picked = columns if isinstance(columns, dict) else expressions(names)
         return scan_table(self._table, picked, where, batch_rows)
 
