@@ -9,7 +9,8 @@ How the formats fit that are not one file an image:
 
 - COCO: `list` scans the JSON once, in a stream, into a spool sorted by image, and hands each sample
   its own annotations' text as `payload`; `write` returns that text, `finish` numbers and joins it.
-- NYUDv2: the payload is the row of the .mat; `read` slices that row out of a handle it keeps open.
+- NYUDv2: the payload is the row of the .mat; `read` slices that row out of a handle it keeps open,
+  and keeps the image's bytes in the record, as no path leads to them.
   `write` returns the row's arrays, `finish` appends them to the HDF5 file one at a time.
 - ADE20K: parts are instances whose `extra` names level and parent; the payload is the folder.
 """
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from pipeline.files import Tree
     from pipeline.label_space import LabelSpace
@@ -59,8 +60,9 @@ class Connector(Protocol):
     def list(self, tree: Tree, splits: Collection[str]) -> Iterator[Sample]:
         """Yield the splits' samples in a fixed order; all splits when none is named.
 
-        A sample whose image or annotation is missing is listed all the same: `read` raises then,
-        so that it is counted.
+        `dataset` and `path` together name a sample: where one file holds many images, the path
+        ends in what tells them apart (`nyu.mat#17`). A sample whose image or annotation is missing
+        is listed all the same: `read` raises then, so that it is counted.
 
         Raises:
             LayoutError: a directory or list file that the format promises is missing.
@@ -80,5 +82,8 @@ class Connector(Protocol):
             InputError: the record cannot be written (its image is gone, say).
         """
 
-    def finish(self, sink: Sink, written: Iterator[Written], space: LabelSpace) -> Loss | None:
-        """Write what is global: split lists, class tables, one JSON; `written` is in order."""
+    def finish(self, sink: Sink, written: Iterable[Written], space: LabelSpace) -> Loss | None:
+        """Write what is global: split lists, class tables, one JSON.
+
+        `written` comes in the listing's order, and may be gone through as often as is needed.
+        """

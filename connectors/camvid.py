@@ -51,7 +51,7 @@ from pipeline.label_space import label_space
 from pipeline.record import SPLITS, File, Provenance, Record, Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from connectors.label_files import Label
     from pipeline.files import Entry, Tree
@@ -194,7 +194,7 @@ class CamVid:
             loss["split_of_unlabelled"] = 1
         return Written(name, "unlabelled" if unlabelled else record.split, b"", loss)
 
-    def finish(self, sink: Sink, written: Iterator[Written], space: LabelSpace) -> Loss | None:
+    def finish(self, sink: Sink, written: Iterable[Written], space: LabelSpace) -> Loss | None:
         """Write the lists and the class colours."""
         places = OnePlaceEach(self.format)
         with ListFiles(sink, or_else="train.txt") as lists:
@@ -308,7 +308,7 @@ class CamVid11:
         place = record.extras().get("position") if record.dataset == self.format else None
         return Written(name, split, json.dumps([label is not None, place]).encode(), loss)
 
-    def finish(self, sink: Sink, written: Iterator[Written], space: LabelSpace) -> Loss | None:
+    def finish(self, sink: Sink, written: Iterable[Written], space: LabelSpace) -> Loss | None:
         """Write the lists as SegNet does, with its own prefix before every path."""
         places = OnePlaceEach(self.format)
         with ListFiles(sink, or_else="train.txt") as lists:

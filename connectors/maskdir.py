@@ -33,7 +33,7 @@ from pipeline.images import IMAGE_SUFFIXES, read_header
 from pipeline.record import SPLITS, File, Provenance, Record, Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from pipeline.files import Tree
     from pipeline.label_space import LabelSpace
@@ -144,7 +144,7 @@ class MaskDir:
         row = [name.removeprefix("images/"), f"{stem}.png" if cell is not None else ""]
         return Written(record.image_id, record.split, json.dumps(row).encode(), loss)
 
-    def finish(self, sink: Sink, written: Iterator[Written], space: LabelSpace) -> Loss | None:
+    def finish(self, sink: Sink, written: Iterable[Written], space: LabelSpace) -> Loss | None:
         """Write the tables of classes and splits."""
         places = OnePlaceEach(self.format)
         with sink.stream(SPLITS_TABLE) as file:

@@ -48,7 +48,7 @@ from pipeline.label_space import label_space
 from pipeline.record import File, Provenance, Record, Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from connectors.label_files import Label
     from pipeline.files import Tree
@@ -193,7 +193,7 @@ class Voc:
             loss["segmentation_masks"] = 1
         return Written(name, record.split, json.dumps(lists).encode(), loss)
 
-    def finish(self, sink: Sink, written: Iterator[Written], space: LabelSpace) -> Loss | None:
+    def finish(self, sink: Sink, written: Iterable[Written], space: LabelSpace) -> Loss | None:
         """Write the lists."""
         places, sets = OnePlaceEach(self.format), _TARGET + _SETS
         with ListFiles(sink, or_else=f"{sets}{_SEGMENTATION}train.txt") as files:

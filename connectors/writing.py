@@ -8,10 +8,10 @@ result whatever the number of workers.
 from __future__ import annotations
 
 import json
+import os
 import tempfile
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from connectors import connector
 from connectors.base import Written
@@ -105,43 +105,54 @@ def write_dataset(
     """
     total = Exported()
     numbered = (Chunk(number, items) for number, items in enumerate(chunks))
-    with _spool() as (put, entries):
+    with Spool() as spool:
         for outcome in runner.map(factory, numbered):
             result = outcome.result
             if result is None:
                 raise outcome.error or RuntimeError("a chunk ended without a result")
-            put(outcome.chunk.number, result.written)
+            spool.put(outcome.chunk.number, result.written)
             total.done += result.done
             total.failures += result.failures
             total.loss += result.loss
             on_progress(total.done + len(total.failures))
         last = connector(factory.format).finish(
-            open_sink(factory.target), entries(), factory.relabel.target
+            open_sink(factory.target), spool, factory.relabel.target
         )
         if last is not None:
             total.loss += last
     return total
 
 
-@contextmanager
-def _spool() -> Iterator[tuple[Callable[[int, list[Written]], None], Callable[[], Any]]]:
-    """Keep index entries on disk, by chunk; they come back in the chunks' order."""
-    places: dict[int, int] = {}
-    with tempfile.TemporaryFile(prefix="segmill-index-") as file:
+class Spool:
+    """Index entries on disk, by chunk; they come back in the chunks' order, as often as asked."""
 
-        def put(number: int, written: list[Written]) -> None:
-            file.seek(0, 2)
-            places[number] = file.tell()
-            for w in written:
-                head = json.dumps([w.image_id, w.split, len(w.entry)]).encode()
-                file.write(head + b"\n" + w.entry)
-            file.write(b"\n")
+    def __init__(self) -> None:
+        self._places: dict[int, int] = {}
+        self._file = tempfile.TemporaryFile(prefix="segmill-index-")  # noqa: SIM115 - closed below
 
-        def entries() -> Iterator[Written]:
-            for number in sorted(places):
-                file.seek(places[number])
-                while head := file.readline().strip():
-                    image_id, split, size = json.loads(head)
-                    yield Written(image_id, split, file.read(size))
+    def __enter__(self) -> Spool:
+        return self
 
-        yield put, entries
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def put(self, number: int, written: list[Written]) -> None:
+        """Keep the entries of one chunk."""
+        self._places[number] = self._file.seek(0, os.SEEK_END)
+        for w in written:
+            head = json.dumps([w.image_id, w.split, len(w.entry)]).encode()
+            self._file.write(head + b"\n" + w.entry)
+        self._file.write(b"\n")
+
+    def __iter__(self) -> Iterator[Written]:
+        for number in sorted(self._places):
+            place = self._places[number]
+            while True:
+                self._file.seek(place)
+                head = self._file.readline().strip()
+                if not head:
+                    break
+                image_id, split, size = json.loads(head)
+                entry = self._file.read(size)
+                place = self._file.tell()
+                yield Written(image_id, split, entry)

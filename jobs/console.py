@@ -82,6 +82,7 @@ class Summary:
         self.skipped, self.failed = report.skipped, report.failed
         self.version = report.version
         self.figures |= {"run": report.run, "resumed": report.resumed, "adopted": report.adopted}
+        self.figures["repeated"] = report.repeated
         self.figures["stages"] = {k: round(v, 3) for k, v in report.seconds.items()}
 
     def to_json(self, seconds: float) -> str:

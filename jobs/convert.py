@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from pipeline.record import Sample
 
 APP = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-SECONDS_AN_IMAGE = 0.004
 CHUNK_SAMPLES = 64
 
 

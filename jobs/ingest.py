@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -61,6 +62,10 @@ def ingest(
         target = Store.create(store, reader.label_spaces(tree))
         splits = tuple(split or ())
         identity = [format_, tree.url, *sorted(splits), f"embed={embed_images}"]
+        listing = reader.list(tree, splits)
+        if embed_images:
+            # Rows with their images are other rows: a store without them is completed.
+            listing = (replace(s, digest=f"{s.digest}+images") for s in listing)
         run = Run.begin(target, "ingest", kind="truth", identity=identity)
 
         def pick(count: int) -> Runner:
@@ -72,7 +77,7 @@ def ingest(
         with Progress("ingest") as progress:
             report = execute(
                 target,
-                reader.list(tree, splits),
+                listing,
                 ReaderFactory(format_, tree.url, embed_images),
                 run=run,
                 choose_runner=pick,

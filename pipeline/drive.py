@@ -120,6 +120,7 @@ class _Drive:
         unique, counts = np.unique(keys, return_counts=True)
         self._twice = {bytes(key).ljust(16, b"\0"): False for key in unique[counts > 1]}
         self._report.skipped = self._report.inputs - unique.size
+        self._report.repeated = int(keys.size - unique.size)
         return int(unique.size)
 
     def _write_part(self, lines: list[bytes]) -> None:
@@ -214,7 +215,10 @@ class _Drive:
         report.version = self.store.version
         report.check_sum()
         text = json.dumps({"inputs": report.inputs, "done": report.done, "failed": report.failed})
-        self.store.sink().write(f"{RUNS}/{self._run.name}/finished.json", text.encode())
+        sink = self.store.sink()
+        sink.write(f"{RUNS}/{self._run.name}/finished.json", text.encode())
+        for number in range(self._parts):
+            sink.remove(self._part(number))
         return report
 
 

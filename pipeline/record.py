@@ -210,7 +210,7 @@ class Sample:
 
     `digest` is the identity of what will label it: the model digest, or a digest of the annotation
     files. A store holds the sample's label when it holds (path, fingerprint, digest). `payload` is
-    the lister's own note to the reader: small and picklable.
+    the lister's own note to the reader: small, and plain JSON, as a run's plan is written down.
     """
 
     image_id: str

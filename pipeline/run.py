@@ -1,6 +1,7 @@
 """A run: one execution of a job that writes labels, from a listing of samples to committed rows.
 
-    report = execute(store, samples, make_labeller, run=Run.begin(...), runner=LocalRunner())
+    run = Run.begin(store, "label", kind="model", identity=[source, digest])
+    report = execute(store, samples, make_labeller, run=run, choose_runner=choose)    # drive.py
 
 The listing is cut into shards by position, the shards lose what the store holds already, and what
 is left is the plan, written down before work starts. A worker labels a shard and writes its
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from pipeline.errors import InputError, SumMismatch
 from pipeline.failures import Failure
 from pipeline.fragment import Fragment, write_fragment
-from pipeline.ledger import row_key
+from pipeline.ledger import done_key, row_key
 from pipeline.record import Record, Sample, to_table
 
 if TYPE_CHECKING:
@@ -91,8 +92,7 @@ class Shard:
         """Name a shard after its samples."""
         digest = hashlib.blake2b(digest_size=12)
         for s in samples:
-            digest.update("\0".join((s.dataset, s.path, s.fingerprint, s.digest)).encode())
-            digest.update(b"\1")
+            digest.update(done_key(s.dataset, s.path, s.fingerprint, s.digest))
         return cls(digest.hexdigest(), tuple(samples))
 
     def halves(self) -> list[Shard]:
@@ -179,6 +179,8 @@ class RunReport:
     """The sum of a run, its snapshot, and where its time went."""
 
     run: str
+    repeated: int = 0
+    """Inputs that the listing names again; they are among the skipped."""
     inputs: int = 0
     done: int = 0
     skipped: int = 0

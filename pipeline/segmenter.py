@@ -8,9 +8,7 @@ gives the same rows whoever labels it.
 
 from __future__ import annotations
 
-import os
 import threading
-import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -328,18 +326,3 @@ def _embedded_bytes(samples: Sequence[Sample]) -> dict[str, bytes]:
             found.update({i["path"]: i["bytes"] for i in held if i["bytes"] is not None})
     return found
 
-
-def describe_device() -> dict[str, str | None]:
-    """Return what this worker runs on: device name and the GPUs that Ray lets it see."""
-    device = pick_device("auto")
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return {"device": name, "visible": os.environ.get("CUDA_VISIBLE_DEVICES")}
-
-
-def seconds_an_image(segmenter: Segmenter, height: int, width: int) -> float:
-    """Time one forward pass on a blank image, after one to warm up: to size a job."""
-    blank = np.zeros((1, height, width, 3), np.uint8)
-    segmenter.predict(blank)
-    start = time.perf_counter()
-    segmenter.predict(blank)
-    return time.perf_counter() - start

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from abc import ABC, abstractmethod
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -36,7 +36,14 @@ class Sink(ABC):
 
     @abstractmethod
     def stream(self, name: str) -> AbstractContextManager[BinaryIO]:
-        """Open a file to write piece by piece; it appears when the block ends without an error."""
+        """Open a file to write piece by piece; it appears when the block ends without an error.
+
+        The file can be read and sought in meanwhile.
+        """
+
+    @abstractmethod
+    def remove(self, name: str) -> None:
+        """Remove a file; one that is not there is no error."""
 
     @abstractmethod
     def exists(self, name: str) -> bool:
@@ -80,6 +87,11 @@ class LocalSink(Sink):
         if self.durable:
             _sync_directory(parent)
 
+    def remove(self, name: str) -> None:
+        """Remove a file; one that is not there is no error."""
+        with suppress(FileNotFoundError):
+            os.unlink(self.url_of(name))
+
     def exists(self, name: str) -> bool:
         """Tell whether a file or directory is there."""
         return os.path.exists(self.url_of(name))
@@ -92,10 +104,10 @@ class LocalSink(Sink):
 def _create(path: str) -> BinaryIO:
     """Create a file, and its directories if they are not there yet."""
     try:
-        return open(path, "xb")
+        return open(path, "x+b")
     except FileNotFoundError:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        return open(path, "xb")
+        return open(path, "x+b")
 
 
 def _sync_directory(path: str) -> None:
@@ -143,6 +155,12 @@ class RemoteSink(Sink):
             part.flush()
             fs.makedirs(path.rpartition("/")[0], exist_ok=True)
             fs.put_file(part.name, path)
+
+    def remove(self, name: str) -> None:
+        """Remove a file; one that is not there is no error."""
+        fs, path = self._remote.at(name)
+        with suppress(FileNotFoundError):
+            fs.rm_file(path)
 
     def exists(self, name: str) -> bool:
         """Tell whether a file or directory is there."""
