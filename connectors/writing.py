@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -106,15 +107,16 @@ def write_dataset(
     total = Exported()
     numbered = (Chunk(number, items) for number, items in enumerate(chunks))
     with Spool() as spool:
-        for outcome in runner.map(factory, numbered):
-            result = outcome.result
-            if result is None:
-                raise outcome.error or RuntimeError("a chunk ended without a result")
-            spool.put(outcome.chunk.number, result.written)
-            total.done += result.done
-            total.failures += result.failures
-            total.loss += result.loss
-            on_progress(total.done + len(total.failures))
+        with closing(runner.map(factory, numbered)) as outcomes:
+            for outcome in outcomes:
+                result = outcome.result
+                if result is None:
+                    raise outcome.error or RuntimeError("a chunk ended without a result")
+                spool.put(outcome.chunk.number, result.written)
+                total.done += result.done
+                total.failures += result.failures
+                total.loss += result.loss
+                on_progress(total.done + len(total.failures))
         last = connector(factory.format).finish(
             open_sink(factory.target), spool, factory.relabel.target
         )

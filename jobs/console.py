@@ -83,6 +83,8 @@ class Summary:
         self.version = report.version
         self.figures |= {"run": report.run, "resumed": report.resumed, "adopted": report.adopted}
         self.figures["repeated"] = report.repeated
+        if report.repeated:
+            note(f"{report.repeated} inputs are listed again (same image); the first one counts")
         self.figures["stages"] = {k: round(v, 3) for k, v in report.seconds.items()}
 
     def to_json(self, seconds: float) -> str:
@@ -223,6 +225,13 @@ class Progress:
     def advance(self, count: int = 1, *, total: int | None = None) -> None:
         """Count `count` more inputs as finished; `total` corrects the number expected."""
         self.reach(self._done + count, total)
+
+    def listed(self, listed: int, todo: int) -> None:
+        """Say how far a listing is, every few seconds."""
+        now = time.monotonic()
+        if now - self._last >= self._every:
+            self._last = now
+            note(f"{self._what}: {listed} listed, {todo} to do")
 
     def reach(self, done: int, total: int | None = None) -> None:
         """Say that `done` inputs are finished; `total` corrects the number expected."""

@@ -80,6 +80,7 @@ def convert(
         from pipeline.relabel import Relabeller, target_space
         from pipeline.runner import Resources, choose
 
+        check_apart(src, dst)
         reader, tree, writer = connector(from_), open_tree(src), connector(to)
         spaces = reader.label_spaces(tree)
         space = target_space(label_space, writer.native, spaces)
@@ -96,6 +97,22 @@ def convert(
         summary.inputs = listing.count
         book(summary, total, dst, strict=strict)
         summary.figures["label_space"] = space.name
+
+
+def check_apart(src: str, dst: str) -> None:
+    """Refuse to write a dataset into the one that is read.
+
+    Raises:
+        UsageError: DST is SRC or lies below it.
+    """
+    from pathlib import Path
+
+    from pipeline.errors import UsageError
+    from pipeline.files import local_path
+
+    here, there = local_path(src), local_path(dst)
+    if here and there and Path(there).resolve().is_relative_to(Path(here).resolve()):
+        raise UsageError(f"{dst}: lies in the dataset that is read; name another directory")
 
 
 def book(summary: Summary, total: Exported, dst: str, *, strict: bool) -> None:

@@ -80,7 +80,7 @@ def demo(
         if data is None:
             source, recipe = _generate(tour, Path(out), images), "streetscenes"
         else:
-            source, recipe = _find(Path(data)), "camvid-enet"
+            source, recipe = _find(Path(data)), "camvid-fpn"
         place = _fresh(Path(out))
         miou = _steps(tour, str(source), place, recipe, minutes)
         summary.figures = {
@@ -145,18 +145,22 @@ def _generate(tour: _Tour, out: Path, images: int) -> Path:
 
 
 def _find(data: Path) -> Path:
-    """Return the folder of CamVid in SegNet's layout, at or a few levels below a folder.
+    """Return the folder of CamVid in SegNet's layout, at or a few levels below; the largest found.
 
     Raises:
         LayoutError: there is none.
     """
-    for folder in _folders(data):
-        if (folder / "test.txt").is_file() and (folder / "trainannot").is_dir():
-            return folder
-    raise LayoutError(
-        f"{data}: no CamVid in SegNet's layout here or {_DEPTH} levels below "
-        f"(train.txt, val.txt, test.txt beside train/, trainannot/, test/, ...)"
-    )
+    found = [
+        folder
+        for folder in _folders(data)
+        if (folder / "test.txt").is_file() and (folder / "trainannot").is_dir()
+    ]
+    if not found:
+        raise LayoutError(
+            f"{data}: no CamVid in SegNet's layout here or {_DEPTH} levels below "
+            f"(train.txt, val.txt, test.txt beside train/, trainannot/, test/, ...)"
+        )
+    return max(found, key=lambda folder: (folder / "test.txt").stat().st_size)
 
 
 def _folders(root: Path) -> Iterator[Path]:

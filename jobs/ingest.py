@@ -54,6 +54,7 @@ def ingest(
         from connectors.reading import ReaderFactory
         from pipeline.drive import execute
         from pipeline.files import open_tree
+        from pipeline.record import EMBEDDED
         from pipeline.run import Run
         from pipeline.runner import Resources, choose
         from pipeline.store import Store
@@ -65,7 +66,7 @@ def ingest(
         listing = reader.list(tree, splits)
         if embed_images:
             # Rows with their images are other rows: a store without them is completed.
-            listing = (replace(s, digest=f"{s.digest}+images") for s in listing)
+            listing = (replace(s, digest=s.digest + EMBEDDED) for s in listing)
         run = Run.begin(target, "ingest", kind="truth", identity=identity)
 
         def pick(count: int) -> Runner:
@@ -82,7 +83,8 @@ def ingest(
                 run=run,
                 choose_runner=pick,
                 shard_rows=SHARD_SAMPLES,
-                on_progress=lambda done, total: progress.reach(done, total),
+                on_progress=progress.reach,
+                on_listed=progress.listed,
             )
         summary.book(report)
         summary.paths["store"] = target.url

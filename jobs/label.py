@@ -84,11 +84,12 @@ def label(
             confidence=confidence,
             input_size=_size(input_size),
         )
+        model, weights = _absolute(model), _absolute(weights) if weights else None
         loaded = load_model(model, weights=weights, label_space=label_space)
         digest, space = label_digest(loaded.digest, options), loaded.label_space
         del loaded  # the workers load their own
         target = Store.create(store, [space])
-        resources = _resources(actors, gpus_per_actor)
+        resources = _resources(actors, gpus_per_actor, address)
 
         def pick(count: int) -> Runner:
             from pipeline.runner import choose
@@ -107,7 +108,8 @@ def label(
                 dataset=dataset,
                 where=where,
                 shard_images=shard_images,
-                on_progress=lambda done, total: progress.reach(done, total),
+                on_progress=progress.reach,
+                on_listed=progress.listed,
             )
         summary.book(report)
         summary.paths["store"] = target.url
@@ -127,6 +129,33 @@ def _tell(store: Store, run: str) -> None:
     note(f"{failures.num_rows} inputs failed; `segmill store errors {store.url}` lists them")
 
 
+def _has_gpus(address: str | None) -> bool:
+    """Tell whether this machine, or the cluster where there is one, has GPUs."""
+    import os
+
+    if address or os.environ.get("RAY_ADDRESS"):
+        import ray
+
+        from pipeline.runner import start_ray
+
+        start_ray(address)
+        if ray.cluster_resources().get("GPU"):
+            return True
+        note("the cluster has no GPU now; --gpus-per-actor 1 asks for some, labelling on CPUs")
+        return False
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def _absolute(uri: str) -> str:
+    """Return a model's URI with a local path made absolute: actors work in other directories."""
+    import os
+
+    kind, colon, path = uri.rpartition(":") if uri.startswith(("run:", "hf:")) else ("", "", uri)
+    return f"{kind}{colon}{os.path.abspath(path)}" if os.path.exists(path) else uri
+
+
 def _size(text: str | None) -> tuple[int, int] | None:
     """Read HxW."""
     if text is None:
@@ -137,14 +166,12 @@ def _size(text: str | None) -> tuple[int, int] | None:
     return int(height), int(width)
 
 
-def _resources(actors: str | None, gpus: float | None) -> Resources:
-    """Read MIN:MAX actors and the GPUs of each."""
+def _resources(actors: str | None, gpus: float | None, address: str | None) -> Resources:
+    """Read MIN:MAX actors and the GPUs of each; by default one where there are any."""
     from pipeline.runner import Resources
 
     if gpus is None:
-        import torch
-
-        gpus = 1.0 if torch.cuda.is_available() else 0.0
+        gpus = 1.0 if _has_gpus(address) else 0.0
     if actors is None:
         return Resources(gpus=gpus)
     low, _, high = actors.partition(":")

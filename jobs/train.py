@@ -1,6 +1,6 @@
 """Train a model on a label store; the best weights by validation mIoU become a model directory.
 
-    segmill train stores/camvid --recipe camvid-enet --out models/enet
+    segmill train stores/camvid --recipe camvid-fpn --out models/enet
 
 A recipe is a YAML file, or the name of one that ships with segmill; each says how long it takes and
 what to expect. The same command again goes on where a killed run was, and does nothing after a

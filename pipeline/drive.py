@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from itertools import islice
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import compress, islice
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -13,7 +15,7 @@ import numpy as np
 from pipeline.errors import InputError, StoreError
 from pipeline.failures import Failure
 from pipeline.fragment import Fragment, open_fragment
-from pipeline.ledger import Ledger, row_key
+from pipeline.ledger import Ledger, done_key, row_key
 from pipeline.record import Sample
 from pipeline.run import RUNS, Run, RunReport, Shard, ShardWriter, Shelved
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
     from pipeline.run import Labeller
     from pipeline.runner import Outcome, Runner
-    from pipeline.store import Store
+    from pipeline.store import Store, Swap
 
 _PLAN_PART_BYTES: Final = 256 << 10
 _COMMIT_FRAGMENTS: Final = 64
@@ -41,6 +43,7 @@ def execute(
     shard_rows: int = 256,
     publish: str = "as they come",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_listed: Callable[[int, int], None] = lambda listed, todo: None,
 ) -> RunReport:
     """Label the samples that the store does not hold, and commit the rows.
 
@@ -51,77 +54,129 @@ def execute(
         SumMismatch: an input was lost or doubled; a bug of ours.
     """
     drive = _Drive(store, run, publish)
-    drive.adopt()
-    total = drive.plan(samples, shard_rows)
+    total = drive.plan(samples, shard_rows, on_listed)
     if total:
         writer = ShardWriter(make_labeller, drive.store.sink(), run)
         runner = choose_runner(total)
-        outcomes = runner.map(writer, drive.shards(), Shard.halves)
-        for outcome in outcomes:
-            on_progress(drive.take(outcome), total)
+        with closing(runner.map(writer, drive.shards(), Shard.halves)) as outcomes:
+            for outcome in outcomes:
+                on_progress(drive.take(outcome), total)
     return drive.finish()
 
 
+@dataclass(slots=True)
+class _Orphan:
+    """A fragment that this run wrote before it died, and the listed samples that it covers."""
+
+    fragment: Fragment
+    rows: tuple[bytes, ...]
+    labels: frozenset[bytes]
+    covered: dict[bytes, Sample] = field(default_factory=dict)
+
+
 class _Drive:
-    """The driver's side of a run: the plan, and commits as shards come in."""
+    """The plan of one execution, and its commits as shards come in."""
 
     def __init__(self, store: Store, run: Run, publish: str) -> None:
         self.store, self._run, self._publish = store, run, publish
-        self._report = RunReport(run.name)
-        self._ledger = Ledger.of(store)
+        self._report = RunReport(run.name, resumed=run.resumed)
+        self._ledger, self._ledger_version = Ledger.of(store), store.version
+        self._orphans = self._find_orphans()
         self._staged: list[Shelved] = []
-        self._known: set[str] = set()  # failures that this run told of before it died
-        self._twice: dict[bytes, bool] = {}  # rows that the listing names again -> first one seen
+        self._told = self._failures_told()
+        self._twice: dict[bytes, bool] = {}  # rows that the listing names again -> one was taken
+        self._taken: set[bytes] = set()  # rows of adopted orphans
         self._parts = 0
         self._last_commit = time.monotonic()
 
-    def adopt(self) -> None:
-        """Commit fragments that this run wrote before it died."""
+    def _find_orphans(self) -> list[_Orphan]:
+        """Read what this run wrote and did not commit."""
         tree, below = self.store.tree(), f"data/{self._run.name}"
-        if not tree.isdir(below):
-            return
-        self._report.resumed = True
-        held = {f.path for f in self.store.fragments()}
-        for name in tree.names(below):
-            path = f"{below}/{name}"
-            if path in held or not name.endswith(".parquet"):
+        if not self._run.resumed or not tree.isdir(below):
+            return []
+        held, found = {f.path for f in self.store.fragments()}, []
+        for entry in tree.walk(below, (".parquet",)):
+            if entry.name in held:
                 continue
             try:
-                fragment, keys = open_fragment(tree, path)
+                fragment, keys = open_fragment(tree, entry.name)
             except (OSError, ValueError):  # torn by a crash of the file system: done again
                 continue
-            rows = zip(keys["dataset"].to_pylist(), keys["image"].to_pylist(), strict=True)
-            found = tuple(row_key(dataset, image["path"]) for dataset, image in rows)
-            self._staged.append(Shelved(fragment, fragment.rows, (), found))
-            self._report.adopted += fragment.rows
-        known = self.store.failures().select(["run", "dataset", "path", "message"]).to_pylist()
-        self._known = {_mark(**f) for f in known if f["run"] == self._run.name}
-        self._commit()
-        self._ledger = Ledger.of(self.store)
+            rows = tuple(row_key(k.dataset, k.path) for k in keys)
+            labels = frozenset(done_key(k.dataset, k.path, k.fingerprint, k.digest) for k in keys)
+            found.append(_Orphan(fragment, rows, labels))
+        return found
 
-    def plan(self, samples: Iterable[Sample], shard_rows: int) -> int:
+    def _failures_told(self) -> set[str]:
+        """Return the failures that this run wrote down before it died."""
+        if not self._run.resumed:
+            return set()
+        known = self.store.failures().select(["run", "dataset", "path", "message"]).to_pylist()
+        return {_mark(**f) for f in known if f["run"] == self._run.name}
+
+    def plan(
+        self,
+        samples: Iterable[Sample],
+        shard_rows: int,
+        on_listed: Callable[[int, int], None] = lambda listed, todo: None,
+    ) -> int:
         """Write the plan: the listing in shards by position, less what the store holds.
 
-        Return the number of samples that are left to do.
+        Of a row that the listing names again, the first counts. Return the samples left to do.
         """
+        orphan_of = {label: o for o in self._orphans for label in o.labels}
         lines: list[bytes] = []
-        listed_keys: list[NDArray[np.bytes_]] = []
-        feed = iter(samples)
+        keys: list[NDArray[np.bytes_]] = []
+        open_: list[NDArray[np.bool_]] = []
+        feed, seen, todo = iter(samples), 0, 0
         while listed := list(islice(feed, shard_rows)):
-            self._report.inputs += len(listed)
-            left = self._ledger.missing(listed)
-            if left:
-                lines.append(_plan_line(Shard.of(left)))
-                listed_keys.append(np.array([row_key(s.dataset, s.path) for s in left], "S16"))
-            if sum(map(len, lines)) > _PLAN_PART_BYTES:
-                self._write_part(lines)
+            missing = self._ledger.missing(listed)
+            keys.append(np.array([row_key(s.dataset, s.path) for s in listed], "S16"))
+            open_.append(np.array(missing, bool))
+            left = []
+            for sample in compress(listed, missing):
+                label = done_key(sample.dataset, sample.path, sample.fingerprint, sample.digest)
+                orphan = orphan_of.get(label)
+                if orphan is None:
+                    left.append(sample)
+                else:
+                    orphan.covered[label] = sample
+            self._write_line(lines, left)
+            seen, todo = seen + len(listed), todo + sum(missing)
+            on_listed(seen, todo)
+        for orphan in self._orphans:
+            self._settle(orphan, lines)
         self._write_part(lines)
-        keys = np.concatenate(listed_keys) if listed_keys else np.empty(0, "S16")
-        unique, counts = np.unique(keys, return_counts=True)
-        self._twice = {bytes(key).ljust(16, b"\0"): False for key in unique[counts > 1]}
-        self._report.skipped = self._report.inputs - unique.size
-        self._report.repeated = int(keys.size - unique.size)
-        return int(unique.size)
+        return self._count(keys, open_)
+
+    def _settle(self, orphan: _Orphan, lines: list[bytes]) -> None:
+        """Adopt an orphan whose rows are all still to be done; else have them done again."""
+        if orphan.labels == orphan.covered.keys() and len(orphan.rows) == len(orphan.labels):
+            self._staged.append(Shelved(orphan.fragment, len(orphan.rows), (), orphan.rows))
+            self._report.adopted += len(orphan.rows)
+            self._taken.update(orphan.rows)
+        else:
+            self._write_line(lines, list(orphan.covered.values()))
+
+    def _count(self, keys: list[NDArray[np.bytes_]], open_: list[NDArray[np.bool_]]) -> int:
+        """Sum up the listing: what is left to do, what is skipped, what is named again."""
+        rows = np.concatenate(keys) if keys else np.empty(0, "S16")
+        todo = np.concatenate(open_) if open_ else np.empty(0, bool)
+        unique, first, counts = np.unique(rows, return_index=True, return_counts=True)
+        report = self._report
+        report.inputs, report.repeated = int(rows.size), int(rows.size - unique.size)
+        for key, place in zip(unique[counts > 1], first[counts > 1], strict=True):
+            name = bytes(key).ljust(16, b"\0")
+            self._twice[name] = not todo[place] or name in self._taken
+        left = int(todo[first].sum()) - report.adopted
+        report.skipped = report.inputs - left
+        return left
+
+    def _write_line(self, lines: list[bytes], samples: list[Sample]) -> None:
+        if samples:
+            lines.append(_plan_line(Shard.of(samples)))
+        if sum(map(len, lines)) > _PLAN_PART_BYTES:
+            self._write_part(lines)
 
     def _write_part(self, lines: list[bytes]) -> None:
         if lines:
@@ -130,7 +185,7 @@ class _Drive:
             lines.clear()
 
     def _part(self, number: int) -> str:
-        return f"{RUNS}/{self._run.name}/plan-{number:05d}.jsonl"
+        return f"{RUNS}/{self._run.name}/{self._run.attempt}/plan-{number:05d}.jsonl"
 
     def shards(self) -> Iterator[Shard]:
         """Read the plan back, a shard at a time; what the listing names again is left out."""
@@ -181,31 +236,43 @@ class _Drive:
         """Commit what is staged: failures first, so that none is lost between the two."""
         staged, self._staged, self._last_commit = self._staged, [], time.monotonic()
         start = time.perf_counter()
-        failed = {_mark(f.dataset, f.path, f.message): f for s in staged for f in s.failures}
-        new = sorted(failed.keys() - self._known)
-        if new:
-            name = hashlib.blake2b(json.dumps(new).encode(), digest_size=12).hexdigest()
-            self.store.add_failures(
-                [failed[mark] for mark in new], self._run.name, self._run.at,
-                f"{self._run.name}/{name}",
-            )  # fmt: skip
-            self._known.update(new)
+        self._tell({_mark(f.dataset, f.path, f.message): f for s in staged for f in s.failures})
         fragments = [s.fragment for s in staged if s.fragment is not None]
         if fragments:
             keys = {key for shelved in staged for key in shelved.keys}
-
-            def swap(store: Store) -> tuple[list[Fragment], list[Fragment]]:
-                extra, gone = Ledger.of(store).displaced(store, keys, fragments)
-                return [*fragments, *extra], gone
-
-            extra, gone = self._ledger.displaced(self.store, keys, fragments)
-            rows = sum(f.rows for f in fragments)
-            note = {"run": self._run.name, "verb": self._run.verb, "rows": rows}
-            self.store = self.store.commit([*fragments, *extra], gone, note=note, rebase=swap)
-            if gone:
-                self._ledger = Ledger.of(self.store)
+            self._swap_in(fragments, keys)
         spent = time.perf_counter() - start
         self._report.seconds["commit"] = self._report.seconds.get("commit", 0.0) + spent
+
+    def _tell(self, failed: dict[str, Failure]) -> None:
+        """Write failures to the errors table, each once a run."""
+        new = sorted(failed.keys() - self._told)
+        if new:
+            digest = hashlib.blake2b(json.dumps(new).encode(), digest_size=12).hexdigest()
+            name = f"{self._run.name}/{digest}"
+            rows = [failed[mark] for mark in new]
+            self.store.add_failures(rows, self._run.name, self._run.at, name)
+            self._told.update(new)
+
+    def _swap_in(self, fragments: list[Fragment], keys: set[bytes]) -> None:
+        """Add fragments and remove the rows that they replace, in one commit."""
+
+        def swap(store: Store) -> Swap:
+            if store.version != self._ledger_version:  # another writer was here
+                self._ledger, self._ledger_version = Ledger.of(store), store.version
+            left, gone = self._ledger.displaced(store, keys, fragments)
+            return [*fragments, *left], gone
+
+        before = self.store.latest()
+        note = {
+            "run": self._run.name,
+            "verb": self._run.verb,
+            "rows": sum(f.rows for f in fragments),
+        }
+        self.store = before.commit(*swap(before), note=note, rebase=swap)
+        if self.store.version == self._ledger_version + 1:
+            # The ledger lacks the rows just added: a run writes each row once, and asks no more.
+            self._ledger_version = self.store.version
 
     def finish(self) -> RunReport:
         """Commit the rest, mark the run as finished and return its report."""

@@ -92,14 +92,33 @@ def write_fragment(sink: Sink, path: str, table: pa.Table) -> Fragment:
     return Fragment(path, table.num_rows, data.size, ids["min"], ids["max"])
 
 
-def open_fragment(tree: Tree, path: str) -> tuple[Fragment, pa.Table]:
-    """Read a staged fragment back: what it is, and its keys (no masks).
+@dataclass(frozen=True, slots=True)
+class RowIdentity:
+    """What a row is, and what its label was made of."""
+
+    dataset: str
+    path: str
+    fingerprint: str
+    digest: str
+
+
+def open_fragment(tree: Tree, path: str) -> tuple[Fragment, list[RowIdentity]]:
+    """Read a staged fragment back: what it is, and its rows' identities (no masks).
 
     Raises:
         pyarrow.ArrowInvalid: the file is torn (another writer's crash, or a foreign file).
     """
     data = tree.read(path)
-    file = pq.ParquetFile(pa.BufferReader(data))
-    keys = file.read(columns=["image_id", "dataset", "image.path"])
-    ids = pc.min_max(keys["image_id"]).as_py() if keys.num_rows else {"min": "", "max": ""}
-    return Fragment(path, keys.num_rows, len(data), ids["min"], ids["max"]), keys
+    names = ["image_id", "dataset", "image.path", "fingerprint", "provenance.model_digest"]
+    table = pq.ParquetFile(pa.BufferReader(data)).read(columns=names)
+    ids = pc.min_max(table["image_id"]).as_py() if table.num_rows else {"min": "", "max": ""}
+    rows = [
+        RowIdentity(
+            row["dataset"],
+            row["image"]["path"],
+            row["fingerprint"],
+            row["provenance"]["model_digest"] or "",
+        )
+        for row in table.to_pylist()
+    ]
+    return Fragment(path, table.num_rows, len(data), ids["min"], ids["max"]), rows

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Final
+import os
+from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.drive import execute
-from pipeline.record import Sample
+from pipeline.errors import UsageError
+from pipeline.record import EMBEDDED, Sample
 from pipeline.run import Run, RunReport
+from pipeline.store import locate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -42,16 +45,18 @@ def list_samples(
     from pipeline.images import list_images
 
     if _is_store(source):
+        if dataset:
+            raise UsageError("--dataset is for images; the rows of a store keep their own")
         yield from _stored_samples(source, digest, where)
         return
+    if where is not None:
+        raise UsageError(f"--where chooses rows of a store, and {source} is none")
     for sample in list_images(source, dataset=dataset):
         yield replace(sample, digest=digest)
 
 
 def _is_store(source: str) -> bool:
     from deltalake import DeltaTable
-
-    from pipeline.store import locate
 
     if source.endswith((".zip", ".tar", ".txt", ".csv", ".parquet")) or "*" in source:
         return False
@@ -62,10 +67,14 @@ def _stored_samples(source: str, digest: str, where: str | None) -> Iterator[Sam
     from pipeline.store import Store
 
     store = Store.open(source)
-    note = {"as_stored": True, "store": store.url, "version": store.version}
+    outside: dict[str, Any] = {"as_stored": True}
+    inside = outside | {"store": store.url, "version": store.version}
     columns = ["image_id", "dataset", "split", "fingerprint", "image.path"]
+    columns.append("provenance.model_digest")
     for batch in store.scan(columns, where, batch_rows=4096):
         for row in batch.to_pylist():
+            embedded = (row.pop("provenance.model_digest") or "").endswith(EMBEDDED)
+            note = inside if embedded else outside
             yield Sample(path=row.pop("image.path"), **row, digest=digest, payload=note)
 
 
@@ -81,9 +90,13 @@ def label(
     shard_images: int = SHARD_IMAGES,
     publish: str = "as they come",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_listed: Callable[[int, int], None] = lambda listed, todo: None,
 ) -> RunReport:
     """Label the images of `source` that the store does not hold under this digest."""
-    identity = [source, where or "", digest, str(shard_images)]
+    if locate(source) == store.url:
+        raise UsageError(f"{source}: the labels would replace the rows they are made from")
+    place = source if "://" in source else os.path.abspath(source)
+    identity = [place, dataset, where or "", digest, str(shard_images)]
     run = Run.begin(store, "label", kind=factory.options.kind, identity=identity)
     samples = list_samples(source, digest, dataset=dataset, where=where)
     return execute(
@@ -95,4 +108,5 @@ def label(
         shard_rows=shard_images,
         publish=publish,
         on_progress=on_progress,
+        on_listed=on_listed,
     )

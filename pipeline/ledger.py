@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from pipeline.errors import StoreError
 from pipeline.fragment import Fragment, write_fragment
 
 if TYPE_CHECKING:
@@ -71,13 +72,13 @@ class Ledger:
         order = np.argsort(keys, kind="stable")
         return cls(keys[order], np.sort(np.concatenate(done)), places[order], list(numbers))
 
-    def missing(self, samples: Sequence[Sample]) -> list[Sample]:
-        """Return the samples whose labels the snapshot does not hold, in their order."""
+    def missing(self, samples: Sequence[Sample]) -> list[bool]:
+        """Tell of each sample whether the snapshot lacks its label."""
         if not self.done.size:
-            return list(samples)
+            return [True] * len(samples)
         keys = [done_key(s.dataset, s.path, s.fingerprint, s.digest) for s in samples]
         held = _contains(self.done, np.array(keys, _KEY))
-        return [s for s, there in zip(samples, held, strict=True) if not there]
+        return [not there for there in held.tolist()]
 
     def displaced(
         self, store: Store, keys: Collection[bytes], coming: Sequence[Fragment]
@@ -88,18 +89,19 @@ class Ledger:
         at a time, and what is left of each is written under a name of its own.
         """
         wanted = np.array(sorted(keys), _KEY)
-        hits = np.searchsorted(self.rows, wanted)
-        inside = hits < self.rows.size
-        hits = hits[inside][self.rows[hits[inside]] == wanted[inside]]
-        if not hits.size:
+        low, high = (np.searchsorted(self.rows, wanted, side) for side in ("left", "right"))
+        hits = [i for a, b in zip(low, high, strict=True) for i in range(a, b)]
+        if not hits:
             return [], []
         new = {f.path for f in coming}
         held = {f.path: f for f in store.fragments()}
         left, gone = [], []
         for number in np.unique(self.homes[hits]):
             path = self.paths[number]
-            if path in new or path not in held:
+            if path in new:
                 continue
+            if path not in held:
+                raise StoreError(f"{store.url}: the ledger is of another version; please report it")
             gone.append(held[path])
             rest = _without(store, path, keys)
             if rest is not None:

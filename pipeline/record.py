@@ -20,6 +20,8 @@ SCHEMA_VERSION: Final = 1
 """Raised by one when an older segmill could no longer read a store rightly."""
 
 Split = Literal["train", "val", "test", "unlabelled"]
+EMBEDDED: Final = "+images"
+"""What ends the digest of a truth row that holds its image's bytes."""
 SPLITS: Final = ("train", "val", "test", "unlabelled")
 Kind = Literal["truth", "model", "pseudo"]
 

@@ -99,8 +99,10 @@ def target_space(choice: str, native: str | None, sources: Iterable[LabelSpace])
                 raise RemapError(f"{error}; {hint}") from None
         return target
     if choice in {"native", "keep"}:
+        if not spaces:
+            raise UsageError("there is no row to write; look at the store or the condition")
         if len(spaces) != 1:
-            names = ", ".join(s.name for s in spaces) or "none"
+            names = ", ".join(s.name for s in spaces)
             raise UsageError(f"--label-space NAME is needed: the labels are in several: {names}")
         return spaces[0]
     return label_space(choice)

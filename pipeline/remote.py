@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
@@ -16,6 +18,13 @@ _EXTRAS: Final = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "a
                   "abfss": "azure", "az": "azure"}  # fmt: skip
 _CHECKSUMS: Final = ("md5Hash", "ETag", "etag", "checksum", "content_md5")
 _STAMPS: Final = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
+_WAITS: Final = (0.5, 1.0, 2.0)
+"""Seconds before a request is made again; the file systems' own retries come first."""
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Tell whether asking again cannot help: no permission, no credentials."""
+    return isinstance(error, PermissionError) or "credential" in str(error).lower()
 
 
 class Remote:
@@ -112,10 +121,15 @@ class RemoteTree(Tree):
 
     def _cat(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
         fs, path = self._remote.at(name)
-        try:
-            return bytes(fs.cat_file(path, start=start, end=end))
-        except Exception as error:
-            raise self._unreadable(name, error) from error
+        for wait in (*_WAITS, None):
+            try:
+                return bytes(fs.cat_file(path, start=start, end=end))
+            except Exception as error:
+                known = self._unreadable(name, error)
+                if wait is None or isinstance(known, MissingFile) or _is_refusal(error):
+                    raise known from error
+            time.sleep(wait * (1 + random.random()))
+        raise AssertionError("unreachable")
 
     def _unreadable(self, name: str, error: Exception) -> Exception:
         """Return the error to raise; each file system has its own classes for refusals."""
@@ -124,7 +138,7 @@ class RemoteTree(Tree):
             return MissingFile(url, "no such file", "restore it or take it off the list")
         if isinstance(error, IsADirectoryError):
             return MissingFile(url, "is a directory, not a file", "take it off the list")
-        return MissingFile(url, f"cannot be read: {_say(error)}", "check the URL and try again")
+        return OSError(f"{url}: cannot be read: {_say(error)}")
 
     def open(self, name: str) -> BinaryIO:
         """Return a file open for reading and seeking."""

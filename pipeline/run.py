@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Protocol
 
-from pipeline.errors import InputError, SumMismatch
+from pipeline.errors import InputError, SegmillError, SumMismatch
 from pipeline.failures import Failure
 from pipeline.fragment import Fragment, write_fragment
 from pipeline.ledger import done_key, row_key
@@ -44,13 +44,19 @@ class Labeller(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Name, start and identity of one execution; `key` is equal for a repeated command."""
+    """Name, start and identity of one execution; `key` is equal for a repeated command.
+
+    Each process that works on a run has an `attempt` of its own and writes under that name: two
+    that run one command at once never write over each other's files.
+    """
 
     name: str
     key: str
     verb: str
     at: datetime
     kind: str = "truth"
+    attempt: str = field(default_factory=lambda: f"{time.time_ns():x}-{os.getpid()}")
+    resumed: bool = False
 
     @classmethod
     def begin(cls, store: Store, verb: str, *, kind: str, identity: Sequence[str]) -> Run:
@@ -60,12 +66,14 @@ class Run:
         unfinished = [
             name
             for name in (tree.names(RUNS) if tree.isdir(RUNS) else [])
-            if f"-{key}-" in name and not tree.exists(f"{RUNS}/{name}/finished.json")
+            if f"-{key}-" in name
+            and tree.exists(f"{RUNS}/{name}/run.json")
+            and not tree.exists(f"{RUNS}/{name}/finished.json")
         ]
         if unfinished:
             name = max(unfinished)
             held = json.loads(tree.read(f"{RUNS}/{name}/run.json"))
-            return cls(name, key, verb, datetime.fromisoformat(held["at"]), kind)
+            return cls(name, key, verb, datetime.fromisoformat(held["at"]), kind, resumed=True)
         at = _now()
         # The version tells apart two runs of one command within a second.
         run = cls(f"{verb}-{key}-{at:%Y%m%dT%H%M%S}-{store.version}", key, verb, at, kind)
@@ -138,7 +146,7 @@ class _ShardWorker:
     def __call__(self, shard: Shard) -> Shelved:
         start = time.perf_counter()
         records, failed, stage = [], [], "label" if self.run.kind != "truth" else "read"
-        for sample, result in self.labeller(shard.samples):
+        for sample, result in self._label(shard.samples):
             if isinstance(result, Record):
                 records.append(self._signed(sample, result))
             else:
@@ -154,6 +162,27 @@ class _ShardWorker:
         spent = {"label": labelled - start, "write": time.perf_counter() - labelled}
         keys = tuple(row_key(r.dataset, r.image.path or "") for r in records)
         return Shelved(fragment, len(records), tuple(failed), keys, spent)
+
+    def _label(self, samples: Sequence[Sample]) -> list[tuple[Sample, Record | InputError]]:
+        """Label samples; an image on which the labeller breaks is found by halving.
+
+        Raises:
+            Exception: the labeller breaks on every image: not they are the cause.
+        """
+        try:
+            return list(self.labeller(samples))
+        except SegmillError:
+            raise
+        except Exception as error:
+            if len(samples) == 1:
+                cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                sample = samples[0]
+                return [(sample, InputError(sample.path, cause, "look at the file; please report"))]
+            middle = len(samples) // 2
+            found = self._label(samples[:middle]) + self._label(samples[middle:])
+            if all(isinstance(result, InputError) for _, result in found):
+                raise
+            return found
 
     def _signed(self, sample: Sample, record: Record) -> Record:
         """Sign a record with the run, under the identity that it was listed with."""
@@ -171,7 +200,7 @@ class _ShardWorker:
 
 def fragment_path(run: Run, shard: Shard) -> str:
     """Return where a shard's fragment lies, below the store."""
-    return f"data/{run.name}/{shard.name}.parquet"
+    return f"data/{run.name}/{run.attempt}/{shard.name}.parquet"
 
 
 @dataclass(slots=True)

@@ -11,9 +11,11 @@ such an item ends the job, as nothing can stand between.
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import threading
+import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,14 +24,17 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 from pipeline.errors import PoisonInput, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 
+LOG = logging.getLogger("segmill")
 C = TypeVar("C")
 R = TypeVar("R")
 
 _KILLS_TOLERATED: Final = 1
 _START_DEATHS_TOLERATED: Final = 3
 _IN_FLIGHT: Final = 2
+_PATIENCE_SECONDS: Final = 10.0
+_SILENT_SECONDS: Final = 15.0
 _WORTH_RAY_SECONDS: Final = 60.0
 
 
@@ -54,7 +59,7 @@ class Runner(Protocol):
         make_worker: Callable[[], Callable[[C], R]],
         chunks: Iterable[C],
         split: Callable[[C], list[C]] | None = None,
-    ) -> Iterator[Outcome[C, R]]:
+    ) -> Generator[Outcome[C, R]]:
         """Yield the outcome of each chunk, in the order in which they end.
 
         `split` halves a chunk that kills its worker; it returns one chunk when it cannot.
@@ -85,7 +90,7 @@ class LocalRunner:
         make_worker: Callable[[], Callable[[C], R]],
         chunks: Iterable[C],
         split: Callable[[C], list[C]] | None = None,
-    ) -> Iterator[Outcome[C, R]]:
+    ) -> Generator[Outcome[C, R]]:
         """Yield the outcome of each chunk, in the order in which they end."""
         crew: _Threads[C, R] = _Threads(make_worker, iter(chunks), self.workers)
         try:
@@ -140,10 +145,12 @@ class _Threads(Generic[C, R]):
     def stop(self) -> None:
         """Let the threads end, at once when the caller has given up."""
         self._stop.set()
+        deadline = time.monotonic() + _PATIENCE_SECONDS
         for thread in self._threads:
             # A thread that lives on while the interpreter ends aborts the process; one that is
             # deep in a chunk when the caller gives up is not worth waiting for.
-            thread.join(timeout=10 if self._running else None)
+            left = max(0.0, deadline - time.monotonic())
+            thread.join(timeout=left if self._running else None)
 
 
 def _outcome(worker: Callable[[C], R], chunk: C) -> Outcome[C, R]:
@@ -169,7 +176,9 @@ class Resources:
             )
 
 
-_CPU_MALLOC: Final = {
+_CPU_ONLY: Final = {
+    # Ray hides no GPU from an actor that asked for none: all of them would crowd onto the first.
+    "CUDA_VISIBLE_DEVICES": "",
     # glibc gives freed pages back at once and faults them in again for the next batch: with these,
     # 22.9 CPU-ms an image became 10.1 in a measured CPU-only labelling job.
     "MALLOC_TRIM_THRESHOLD_": "4000000000",
@@ -196,10 +205,10 @@ class RayRunner:
         make_worker: Callable[[], Callable[[C], R]],
         chunks: Iterable[C],
         split: Callable[[C], list[C]] | None = None,
-    ) -> Iterator[Outcome[C, R]]:
+    ) -> Generator[Outcome[C, R]]:
         """Yield the outcome of each chunk, in the order in which they end."""
         started = start_ray(self.address)
-        pool: _Pool[C, R] = _Pool(self, make_worker, split)
+        pool: _Pool[C, R] = _Pool(self, make_worker, split, own_session=started)
         try:
             yield from pool.run(chunks)
         finally:
@@ -219,7 +228,11 @@ def start_ray(address: str | None = None) -> bool:
     target = address or os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if target:
-        ray.init(address=target, **options)
+        try:
+            ray.init(address=target, **options)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            text = str(error).splitlines()[0]
+            raise UsageError(f"no Ray cluster answers at {target!r}: {text}") from None
         return True
     # A session of our own listens on the loopback only. Left alone, Ray 2.60 turns token
     # authentication on and leaves a token file that later sessions then require.
@@ -250,12 +263,15 @@ class _Pool(Generic[C, R]):
         runner: RayRunner,
         make_worker: Callable[[], Callable[[C], R]],
         split: Callable[[C], list[C]] | None,
+        *,
+        own_session: bool,
     ) -> None:
         import ray
 
+        self._own_session = own_session and not (runner.address or os.environ.get("RAY_ADDRESS"))
         self._ray, self._split = ray, split
         self._resources = runner.resources
-        cpu_only = {} if runner.resources.gpus else _CPU_MALLOC
+        cpu_only = {} if runner.resources.gpus else _CPU_ONLY
         self._make: Callable[[], Any] = lambda: (
             ray.remote(_Actor)
             .options(
@@ -301,7 +317,9 @@ class _Pool(Generic[C, R]):
             return wanted.max_actors
         held = self._ray.cluster_resources()
         kind, each = ("GPU", wanted.gpus) if wanted.gpus else ("CPU", max(wanted.cpus, 1e-9))
-        return max(wanted.min_actors, int(held.get(kind, 0) // each))
+        # One more than fits, on a cluster: what waits is what makes an autoscaler start a node.
+        spare = 0 if self._own_session else 1
+        return max(wanted.min_actors, int(held.get(kind, 0) // each) + spare)
 
     def _feed(self, feed: Iterator[C]) -> bool:
         """Hand chunks to actors with room; return False when the feed is at its end."""
@@ -320,12 +338,28 @@ class _Pool(Generic[C, R]):
     def _collect(self) -> Iterator[Outcome[C, R]]:
         """Wait for one event: an actor that is ready, or a chunk that ended."""
         refs = [*self._chunks, *self._starting]
-        ready, _ = self._ray.wait(refs, num_returns=1)
+        ready, _ = self._ray.wait(refs, num_returns=1, timeout=_SILENT_SECONDS)
+        if not ready and not self._queues:
+            self._explain_waiting()
         for ref in ready:
             if ref in self._starting:
                 self._begin(ref)
             elif ref in self._chunks:
                 yield from self._end(ref)
+
+    def _explain_waiting(self) -> None:
+        """Say what keeps the first actor from starting.
+
+        Raises:
+            UsageError: this machine's own session can never hold one.
+        """
+        wanted, held = self._resources, self._ray.cluster_resources()
+        needs = f"{wanted.gpus:g} GPU and {wanted.cpus:g} CPU"
+        has = f"{held.get('GPU', 0):g} GPU and {held.get('CPU', 0):g} CPU"
+        fits = held.get("GPU", 0) >= wanted.gpus and held.get("CPU", 0) >= wanted.cpus
+        if self._own_session and not fits:
+            raise UsageError(f"an actor takes {needs}, this machine has {has}; ask for less")
+        LOG.warning("waiting for an actor to start: it takes %s, the cluster has %s", needs, has)
 
     def _begin(self, ref: Any) -> None:
         actor = self._starting.pop(ref)
@@ -340,6 +374,7 @@ class _Pool(Generic[C, R]):
             self._start_actor()
         else:
             self._queues[actor] = deque()
+            self._start_deaths = 0
 
     def _end(self, ref: Any) -> Iterator[Outcome[C, R]]:
         chunk, actor = self._chunks[ref]

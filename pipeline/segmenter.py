@@ -21,7 +21,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from pipeline import masks
-from pipeline.errors import CorruptImage, InputError, ModelError, UsageError
+from pipeline.errors import CorruptImage, ImageTooLarge, InputError, ModelError, UsageError
 from pipeline.files import read_url
 from pipeline.images import decode, header
 from pipeline.models import load_model
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pipeline.label_space import LabelSpace
     from pipeline.models.loaded import LoadedModel
     from pipeline.record import Sample
+    from pipeline.store import Store
 
 Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -183,13 +184,16 @@ class Segmenter:
         encoding: deque[Future[tuple[Sample, Record | InputError]]],
     ) -> None:
         """Run one batch through the model and hand the results to the encoders."""
-        predicted = self.predict(np.stack([d.pixels for d in batch]))
+        paths = [d.sample.path for d in batch]
+        predicted = self.predict(np.stack([d.pixels for d in batch]), paths)
         for decoded, one in zip(batch, predicted, strict=True):
             encoding.append(pool.submit(self._encode, decoded, one))
 
     def _encode(
-        self, decoded: _Decoded, predicted: _Predicted
+        self, decoded: _Decoded, predicted: _Predicted | InputError
     ) -> tuple[Sample, Record | InputError]:
+        if isinstance(predicted, InputError):
+            return decoded.sample, predicted
         sample, (height, width) = decoded.sample, predicted.ids.shape
         confidence = None
         if self._options.confidence:
@@ -212,20 +216,30 @@ class Segmenter:
         return sample, record
 
     @torch.inference_mode()
-    def predict(self, pixels: NDArray[np.uint8]) -> list[_Predicted]:
+    def predict(
+        self, pixels: NDArray[np.uint8], paths: Sequence[str]
+    ) -> list[_Predicted | InputError]:
         """Label RGB images uint8 [N, H, W, 3] of one size; a batch too large for memory is halved.
+
+        A single image too large for memory comes back as its error.
 
         Raises:
             ModelError: the model's channels are not its label space's classes.
         """
         try:
-            return self._predict(pixels)
-        except torch.cuda.OutOfMemoryError:
-            if len(pixels) == 1:
+            return list(self._predict(pixels))
+        except RuntimeError as error:
+            if not _is_memory(error):
                 raise
+        # Out of the handler: while it ran, the traceback kept the failed batch's tensors.
+        if self._device.type == "cuda":
             torch.cuda.empty_cache()
+        if len(pixels) == 1:
+            cause = f"{pixels.shape[2]} x {pixels.shape[1]} pixels don't fit the model's memory"
+            return [ImageTooLarge(paths[0], cause, "scale it down, or give --input-size")]
         middle = len(pixels) // 2
-        return self.predict(pixels[:middle]) + self.predict(pixels[middle:])
+        first = self.predict(pixels[:middle], paths[:middle])
+        return first + self.predict(pixels[middle:], paths[middle:])
 
     def _predict(self, pixels: NDArray[np.uint8]) -> list[_Predicted]:
         height, width = pixels.shape[1:3]
@@ -277,6 +291,11 @@ class Segmenter:
         return found
 
 
+def _is_memory(error: RuntimeError) -> bool:
+    """Tell whether a device, or the CPU's allocator, had no memory left."""
+    return isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate" in str(error)
+
+
 def _palette(space: LabelSpace) -> bytes | None:
     return space.palette() if space.dtype is np.uint8 else None
 
@@ -315,14 +334,19 @@ def _embedded_bytes(samples: Sequence[Sample]) -> dict[str, bytes]:
         return {}
     import pyarrow.compute as pc
 
-    from pipeline.store import Store
-
     found: dict[str, bytes] = {}
     ids = [s.image_id for s in samples]
+    key = pc.field("image_id")
+    near = (key >= min(ids)) & (key <= max(ids)) & key.isin(ids)
     for url, version in stores:
-        rows = Store.open(url, version).scan(["image"], pc.field("image_id").isin(ids), 16)
-        for batch in rows:
+        for batch in _opened(url, version).scan(["image"], near, 16):
             held: Iterable[dict[str, Any]] = batch["image"].to_pylist()
             found.update({i["path"]: i["bytes"] for i in held if i["bytes"] is not None})
     return found
 
+
+@lru_cache(maxsize=2)
+def _opened(url: str, version: int) -> Store:
+    from pipeline.store import Store
+
+    return Store.open(url, version)

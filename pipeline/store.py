@@ -11,7 +11,9 @@ of runs, tags). Delta leaves names that begin with an underscore alone.
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,14 +26,15 @@ from pipeline.failures import append_failures, read_failures, to_table
 from pipeline.fragment import Fragment
 from pipeline.label_space import LabelSpace
 from pipeline.record import COLUMNS, SCHEMA, SCHEMA_VERSION, from_batch
-from pipeline.scan import expressions, scan_by_fragment, scan_sql, scan_table
+from pipeline.scan import expressions, open_dataset, scan_by_fragment, scan_sql, scan_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
     import pyarrow.compute as pc
     from deltalake import DeltaTable
+    from pyarrow.dataset import Dataset
 
     from pipeline.failures import Failure
     from pipeline.files import Tree
@@ -47,9 +50,30 @@ Swap = tuple[list[Fragment], list[Fragment]]
 """Fragments to add, and fragments that they replace."""
 
 
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
+def _appears(location: str, options: Mapping[str, str] | None) -> bool:
+    """Tell whether a store is there, or is being made there at this moment."""
+    from deltalake import DeltaTable
+
+    for _ in range(10 if os.path.isdir(f"{location}/_delta_log") else 1):
+        if DeltaTable.is_deltatable(location, dict(options or {}) or None):
+            return True
+        time.sleep(0.1)
+    return False
+
+
 def locate(url: str | os.PathLike[str]) -> str:
-    """Return a store's URL in one form: absolute for local paths, without a slash at the end."""
+    """Return a store's URL in one form: absolute for local paths, without a slash at the end.
+
+    Raises:
+        UsageError: the path holds %-escapes, which the table's library would undo.
+    """
     text = os.fspath(url).removeprefix("file://")
+    if re.search(r"%[0-9A-Fa-f]{2}", text):
+        raise UsageError(f"a store's path holds no %-escapes: {text}; name it otherwise")
     if "://" not in text:
         text = os.path.abspath(text)
     return text.rstrip("/") or "/"
@@ -92,7 +116,7 @@ class Store:
         """
         store = cls(locate(url), None, options)
         if isinstance(version, str):
-            version = int(version) if version.isdigit() else store.tags().get(version, version)
+            version = int(version) if _is_number(version) else store.tags().get(version, version)
             if isinstance(version, str):
                 known = ", ".join(store.tags()) or "none"
                 raise UsageError(f"{store.url}: no tag is called {version!r}; its tags: {known}")
@@ -110,11 +134,11 @@ class Store:
         """Create an empty store, or open the one that is there and add the label spaces to it."""
         from deltalake import DeltaTable, Schema
 
-        location = locate(url)
+        location, described = locate(url), tuple(spaces)
         if DeltaTable.is_deltatable(location, dict(options or {}) or None):
             store = cls.open(location, options=options)
-            return store.with_spaces(spaces)
-        if os.path.isdir(location) and os.listdir(location):
+            return store.with_spaces(described)
+        if os.path.isdir(location) and os.listdir(location) and not _appears(location, options):
             raise NotAStore(
                 f"{location}: the directory is not empty and holds no label store; "
                 f"name another path or empty it"
@@ -127,12 +151,13 @@ class Store:
             configuration=cast(
                 "Any",
                 {_VERSION_KEY: str(SCHEMA_VERSION)}
-                | {_SPACE_KEY + s.name: s.to_json() for s in spaces},
+                | {_SPACE_KEY + s.name: s.to_json() for s in described},
             ),
             storage_options=dict(options or {}) or None,
             raise_if_key_not_exists=False,
         )
-        return cls.open(location, options=options)
+        # Another process may have made the table meanwhile: with its label spaces, not with these.
+        return cls.open(location, options=options).with_spaces(described)
 
     # --- what the snapshot holds -----------------------------------------------------------------
 
@@ -192,8 +217,16 @@ class Store:
                 f"{self.url}: no label space {name!r}; it describes: {known}"
             ) from None
 
+    @cached_property
+    def _dataset(self) -> Dataset:
+        return open_dataset(self.url, self._options, self.fragments())
+
     def fragments(self) -> list[Fragment]:
         """Return the snapshot's fragments, ordered by their first image_id."""
+        return list(self._fragments)
+
+    @cached_property
+    def _fragments(self) -> list[Fragment]:
         table = pa.table(self._table.get_add_actions(flatten=True))
         if not table.num_rows:
             return []
@@ -232,13 +265,13 @@ class Store:
         if where is None and any("." in name for name in names):
             return (batch for _, batch in self.scan_fragments(names, batch_rows))
         picked = columns if isinstance(columns, dict) else expressions(names)
-        return scan_table(self._table, picked, where, batch_rows)
+        return scan_table(self._dataset, picked, where, batch_rows)
 
     def scan_fragments(
         self, columns: Sequence[str], batch_rows: int = 16384
     ) -> Iterator[tuple[str, pa.RecordBatch]]:
         """Read columns, or fields of columns, with the path of the fragment that holds the rows."""
-        return scan_by_fragment(self._table, columns, batch_rows)
+        return scan_by_fragment(self._dataset, columns, batch_rows)
 
     def rows(self, fragment: Fragment, start: int = 0, stop: int | None = None) -> Iterator[Record]:
         """Read a range of a fragment's rows, whole."""
@@ -287,7 +320,7 @@ class Store:
         """Return the newest snapshot of this store."""
         return Store.open(self.url, options=self._options)
 
-    def with_spaces(self, spaces: Iterable[LabelSpace]) -> Store:
+    def with_spaces(self, spaces: Collection[LabelSpace]) -> Store:
         """Describe more label spaces.
 
         Raises:
@@ -305,7 +338,12 @@ class Store:
                 )
         if not new:
             return self
-        self._table.alter.set_table_properties(new, raise_if_not_exists=False)
+        from deltalake.exceptions import CommitFailedError
+
+        try:
+            self._table.alter.set_table_properties(new, raise_if_not_exists=False)
+        except CommitFailedError:  # another writer described a space: look again at what is left
+            return self.latest().with_spaces(spaces)
         return self.latest()
 
     def commit(
@@ -332,7 +370,8 @@ class Store:
                 return store._try_commit(add, remove, note or {})
             except CommitFailedError as error:
                 if rebase is None:
-                    raise CommitConflict(f"{self.url}: {error}") from None
+                    text = f"{self.url}: another writer committed first; run this again"
+                    raise CommitConflict(text) from error
                 time.sleep(0.05 * 2**attempt)
                 store = self.latest()
                 add, remove = rebase(store)
@@ -343,7 +382,7 @@ class Store:
     def _try_commit(
         self, add: Sequence[Fragment], remove: Sequence[Fragment], note: Mapping[str, Any]
     ) -> Store:
-        from deltalake import CommitProperties
+        from deltalake import CommitProperties, Transaction
         from deltalake.transaction import AddAction, RemoveAction
 
         held = {f.path for f in self.fragments()}
@@ -362,7 +401,9 @@ class Store:
             schema=self._table.schema(),
             commit_properties=CommitProperties(
                 custom_metadata={"segmill": json.dumps(note, default=str)},
-                max_commit_retries=_ATTEMPTS,
+                # Appends alone never conflict, and two writers of one row would double it: with
+                # this, whoever commits on an older snapshot is refused and computes anew.
+                app_transactions=[Transaction("segmill", self.version + 1)],
             ),
         )
         return self.latest()
@@ -394,12 +435,17 @@ class Store:
     def restore(self, version: int | str) -> Store:
         """Make an old version the newest again, as a commit of its own; nothing is deleted."""
         from deltalake import CommitProperties
+        from deltalake.exceptions import DeltaError
 
         target = Store.open(self.url, version, self._options).version
         note = {"segmill": json.dumps({"restored": target})}
-        self.latest()._table.restore(
-            target, commit_properties=CommitProperties(custom_metadata=note)
-        )
+        try:
+            self.latest()._table.restore(
+                target, commit_properties=CommitProperties(custom_metadata=note)
+            )
+        except DeltaError as error:
+            text = f"{self.url}: version {target} cannot be restored, its files may be vacuumed"
+            raise StoreError(f"{text} ({error})") from None
         return self.latest()
 
     def tags(self) -> dict[str, int]:
@@ -422,7 +468,7 @@ class Store:
         Raises:
             UsageError: the name is a number, is empty, or holds a slash.
         """
-        if not name or name.isdigit() or "/" in name or name.startswith("."):
+        if not name or _is_number(name) or "/" in name or name.startswith("."):
             raise UsageError(f"a tag is a name without slashes that is no number, not {name!r}")
         text = json.dumps({"name": name, "version": self.version})
         self.sink().write(f"{_TAGS}/{name}.json", text.encode())
@@ -434,7 +480,7 @@ class Store:
         Orphans of crashed runs are among them; versions that a tag names are kept whole.
         """
         found: list[str] = self._table.vacuum(
-            retention_hours=int(hours),
+            retention_hours=math.ceil(hours),
             dry_run=not delete,
             enforce_retention_duration=False,
             full=True,

@@ -97,7 +97,7 @@ class Difference:
 
 
 def difference(old: Store, new: Store) -> Difference:
-    """Compare two snapshots by the labels of their rows; 32 bytes a row are held.
+    """Compare two snapshots by the labels of their rows; some hundred bytes a row are held.
 
     Fragments that both hold are not read. A row is changed when its mask, instances, label space or
     image labels are others; who made it and when does not count.
@@ -231,6 +231,8 @@ def merge(
         if len({s.name for s in used}) > 1:
             names = ", ".join(sorted({s.name for s in used}))
             raise UsageError(f"the stores have several label spaces ({names}); name one")
+        if not used:
+            raise UsageError("the stores have no rows to merge; name a label space with rows in it")
         space = used[0]
     relabel, loss, done = Relabeller.to(space, used), Loss(), 0
     target = make_target(space)

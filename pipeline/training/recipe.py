@@ -1,6 +1,6 @@
 """Recipes: what a training run does, as a YAML file checked before anything starts.
 
-A recipe that ships with segmill goes by its name (`--recipe camvid-enet`), any other by its path.
+A recipe that ships with segmill goes by its name (`--recipe camvid-fpn`), any other by its path.
 """
 
 from __future__ import annotations

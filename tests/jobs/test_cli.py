@@ -103,7 +103,8 @@ def test_a_check_that_fails_by_itself_is_a_finding():
 
 def test_demo_finds_camvid_below_a_folder(tmp_path: Path):
     below = tmp_path / "segnet" / "CamVid"
-    write_dataset(below, 4, height=16, width=16)
+    write_dataset(below, 10, height=16, width=16)
+    write_dataset(tmp_path / "a-sample", 2, height=16, width=16, splits=(1, 0, 1))
     assert _find(tmp_path) == _find(below) == below
     (tmp_path / "empty").mkdir()
     with pytest.raises(LayoutError, match="SegNet's layout"):

@@ -59,12 +59,12 @@ def test_a_killed_driver_is_resumed_row_for_row(scenes, tmp_path):
     process = start("label", str(scenes), str(store), *options,
                     SEGMILL_TEST_LOG=str(log), SEGMILL_TEST_SLEEP="0.4")  # fmt: skip
     deadline = time.monotonic() + 120
-    while len(list(store.glob("data/*/*.parquet"))) < 2 and time.monotonic() < deadline:
+    while len(list(store.glob("data/*/*/*.parquet"))) < 2 and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    staged = len(list(store.glob("data/*/*.parquet")))
+    staged = len(list(store.glob("data/*/*/*.parquet")))
     assert 2 <= staged < 6
 
     again = tmp_path / "log2"

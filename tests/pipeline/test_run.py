@@ -134,6 +134,118 @@ def test_a_run_that_died_is_taken_up_under_its_name(store, tmp_path, committed):
     }
 
 
+def test_a_driver_that_starts_later_does_not_double_rows(store):
+    """B labels the same images while A is at work: every row once, whoever commits last."""
+
+    class Slow(Labelling):
+        def label(self, samples):
+            if samples[0].image_id == "i03":
+                run_job(store.latest(), map(sample, NAMES[:6]), Labelling(value=5))
+            return super().label(samples)
+
+    report, after = run_job(store, map(sample, NAMES), Slow(), LocalRunner(1))
+    assert report.done == 10
+    rows = [r.image_id for r in after.records()]
+    assert sorted(rows) == NAMES
+
+
+def test_what_a_dead_run_wrote_of_changed_images_is_left_alone(store):
+    from pipeline.run import ShardWriter
+
+    run = Run.begin(store, "toy", kind="truth", identity=["x"])
+    worker = ShardWriter(Labelling(), store.sink(), run)()
+    worker(Shard.of([sample(n) for n in NAMES[:3]]))
+    changed = [sample(n, "f1" if n == "i01" else "f0") for n in NAMES]
+    report, after = run_job(store.latest(), changed, Labelling(value=5))
+    assert (report.done, report.adopted) == (10, 0)
+    found = {r.image_id: (r.fingerprint, r.classes[0].id) for r in after.records()}
+    assert after.count() == len(found) == 10
+    assert found["i01"] == ("f1", 5)
+
+
+def test_fragments_that_were_replaced_do_not_come_back(store):
+    """A run dies after a commit; another replaces its rows; taken up again, it adds nothing old."""
+    from pipeline.run import ShardWriter
+
+    run = Run.begin(store, "toy", kind="truth", identity=["x"])
+    made = ShardWriter(Labelling(), store.sink(), run)()(Shard.of([sample(n) for n in NAMES[:3]]))
+    store.commit([made.fragment])
+    other = Run.begin(store.latest(), "other", kind="truth", identity=["y"])
+    newer = [sample(n, "f1") for n in NAMES[:3]]
+    execute(
+        store.latest(), newer, Labelling(5), run=other, choose_runner=lambda count: LocalRunner(1)
+    )
+    report, after = run_job(store.latest(), newer + [sample(n) for n in NAMES[3:]])
+    assert report.resumed
+    assert {r.image_id: r.fingerprint for r in after.records()} == {
+        n: "f1" if n in NAMES[:3] else "f0" for n in NAMES
+    }
+    assert after.count() == 10
+
+
+def test_what_a_gated_run_adopts_stays_unseen_until_the_end(store):
+    from pipeline.run import ShardWriter
+
+    run = Run.begin(store, "toy", kind="truth", identity=["x"])
+    ShardWriter(Labelling(), store.sink(), run)()(Shard.of([sample(n) for n in NAMES[:3]]))
+    seen = []
+    report, after = run_job(
+        store.latest(), map(sample, NAMES), publish="at the end",
+        on_progress=lambda done, total: seen.append(store.latest().count()),
+    )  # fmt: skip
+    assert report.adopted == 3
+    assert set(seen) == {0}
+    assert after.count() == 10
+
+
+def test_an_image_in_two_splits_stays_where_it_was_listed_first(store):
+    from dataclasses import replace
+
+    listing = [sample(n) for n in NAMES]
+    listing.append(replace(listing[0], split="val", digest="other"))
+    for turn in range(3):
+        report, store = run_job(store.latest(), listing)
+        assert (report.inputs, report.repeated) == (11, 1)
+        assert report.done == (10 if turn == 0 else 0)
+        assert {r.split for r in store.records()} == {"train"}
+
+
+def test_an_image_on_which_the_labeller_breaks_is_found_and_counted(store):
+    def breaks(name):
+        if name == "i05":
+            raise RuntimeError("no such thing")
+
+    report, after = run_job(store, map(sample, NAMES), Labelling(fatal=breaks))
+    assert (report.done, report.failed) == (9, 1)
+    failure = after.failures().to_pylist()[0]
+    assert failure["image_id"] == "i05"
+    assert "RuntimeError: no such thing" in failure["message"]
+
+
+def test_a_labeller_that_breaks_on_everything_ends_the_run(store):
+    def breaks(name):
+        raise RuntimeError("the model is broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        run_job(store, map(sample, NAMES), Labelling(fatal=breaks))
+
+
+def test_failures_are_told_once_however_often_a_run_is_taken_up(store):
+    """A run whose inputs all failed so far dies, twice, and is taken up under its name."""
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    bad = Labelling(bad=frozenset(NAMES))
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run_job(store.latest(), map(sample, NAMES), bad, LocalRunner(1), on_progress=stop)
+    report, after = run_job(store.latest(), map(sample, NAMES), bad)
+    assert report.resumed
+    assert report.failed == 10
+    assert sorted(f["image_id"] for f in after.failures().to_pylist()) == NAMES
+
+
 def test_a_finished_run_is_not_taken_up(store):
     first, _ = run_job(store, map(sample, NAMES[:3]))
     second, _ = run_job(store.latest(), map(sample, NAMES))
@@ -153,7 +265,7 @@ def test_ledger_knows_labels_by_path_fingerprint_and_digest(store):
     _, after = run_job(store, map(sample, NAMES[:4]))
     ledger = Ledger.of(after)
     asked = [sample("i00"), sample("i01", "f1"), sample("i02", digest="d1"), sample("new")]
-    assert [s.image_id for s in ledger.missing(asked)] == ["i01", "i02", "new"]
+    assert ledger.missing(asked) == [False, True, True, True]
 
 
 def test_on_ray_rows_are_the_same(store, tmp_path, ray_session):
@@ -202,7 +314,8 @@ def test_a_worker_killed_from_outside_costs_nothing(store, tmp_path, ray_session
 def test_fragment_path_is_below_the_run():
     run = Run.__new__(Run)
     object.__setattr__(run, "name", "r")
-    assert fragment_path(run, Shard("s", ())) == "data/r/s.parquet"
+    object.__setattr__(run, "attempt", "1")
+    assert fragment_path(run, Shard("s", ())) == "data/r/1/s.parquet"
 
 
 def test_record_of_is_what_the_samples_say():

@@ -84,6 +84,9 @@ def test_the_same_rows_give_the_same_bytes(store, tmp_path):
     [
         (None, ["a1", "a2", "b1", "b2"]),
         (pc.field("image_id") >= "b", ["b1", "b2"]),
+        (pc.field("split") == "train", ["a1", "a2", "b1", "b2"]),
+        (pc.field("height").isin([5, 6]), []),
+        (pc.field("provenance", "kind") == "truth", ["a1", "a2", "b1", "b2"]),
         ("image_id LIKE '%1' AND height = 4", ["a1", "b1"]),
         ("image['path'] = '/images/b2.png'", ["b2"]),
         ("split = 'val'", []),
@@ -141,7 +144,10 @@ def test_of_two_drivers_that_replace_the_same_fragment_one_is_refused(store):
 def test_two_drivers_that_add_both_keep_their_rows(store):
     first, second = store.latest(), store.latest()
     first.commit([put(store, "x", ["c1"])])
-    second.commit([put(store, "y", ["d1"])])
+    late = [put(store, "y", ["d1"])]
+    with pytest.raises(CommitConflict):
+        second.commit(late)
+    second.commit(late, rebase=lambda newest: (late, []))
     assert store.latest().count() == 6
 
 
