@@ -7,63 +7,39 @@ class names. Here they are names and routes only; `pipeline.label_space` makes t
 from __future__ import annotations
 
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from importlib.resources.abc import Traversable
 
 Names = dict[str, str]
 """Class names of one label space → class names of another."""
 
-LABEL_SPACES: Final = (
-    "ade20k-150",
-    "camvid-11",
-    "camvid-32",
-    "cityscapes-19",
-    "cityscapes-34",
-    "coco-80",
-    "coco-panoptic-133",
-    "coco-stuff",
-    "nyu-13",
-    "nyu-40",
-    "nyu-894",
-    "sunrgbd-37",
-    "unified",
-    "voc-21",
-)
-"""The names that `label_space` knows."""
 
-TABLES: Final = frozenset(
-    {
-        ("camvid-32", "camvid-11"),
-        ("cityscapes-34", "cityscapes-19"),
-        ("coco-stuff", "coco-panoptic-133"),
-        ("nyu-40", "nyu-13"),
-        ("nyu-894", "nyu-40"),
-        ("sunrgbd-37", "nyu-40"),
-    }
+def _folder() -> Path:
+    """Return where the tables lie: beside the package `connectors`, which is not imported."""
+    spec = find_spec("connectors")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0]) / "label_spaces"
+
+
+_FILES: Final = frozenset(f.stem for f in _folder().glob("*.tsv"))
+LABEL_SPACES: Final = tuple(sorted(name for name in _FILES if "_to_" not in name))
+"""The names that `label_space` knows: a new one is one file more."""
+
+_WAYS: Final = frozenset(
+    (source, target)
+    for source, _, target in (name.partition("_to_") for name in _FILES)
+    if source in LABEL_SPACES and target in LABEL_SPACES
 )
-_UNIFIED: Final = (
-    "ade20k-150",
-    "camvid-11",
-    "camvid-32",
-    "cityscapes-34",
-    "coco-80",
-    "coco-panoptic-133",
-    "coco-stuff",
-    "nyu-40",
-    "sunrgbd-37",
-    "voc-21",
+TABLES: Final = frozenset(way for way in _WAYS if "unified" not in way)
+_UNIFIED: Final = tuple(
+    name for name in LABEL_SPACES if {(name, "unified"), ("unified", name)} <= _WAYS
 )
 """The spaces with a table to `unified` and one back."""
-
-
-@cache
-def _folder() -> Traversable:
-    from importlib.resources import files
-
-    return files("connectors") / "label_spaces"
 
 
 def rows(name: str) -> Iterator[list[str]]:
