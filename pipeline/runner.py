@@ -303,6 +303,8 @@ class _Pool(Generic[C, R]):
             yield from self._collect()
 
     def close(self) -> None:
+        if not self._ray.is_initialized():  # killing an actor would start a new session
+            return
         for actor in [*self._queues, *self._starting.values()]:
             self._ray.kill(actor)
 

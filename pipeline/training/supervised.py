@@ -185,6 +185,8 @@ class _Run:
     def over(self) -> bool:
         """Tell whether the recipe's end is reached."""
         last = self._recipe.epochs is not None and self._progress.epoch >= self._recipe.epochs
+        if not self._progress.history:
+            return self._progress.finished  # a run leaves a model, however short its time
         return self._progress.finished or last or self._share() >= 1
 
     def _share(self) -> float:
@@ -218,7 +220,7 @@ class _Run:
         with closing(train_batches(self._train, self._recipe, shape, place, size)) as batches:
             for _ in range(self._steps):
                 share = self._share()
-                if share >= 1:
+                if share >= 1 and progress.step:
                     break
                 loss, lr = self._learner.step(batches, progress.step, share)
                 total += loss
@@ -243,7 +245,8 @@ class _Run:
 
     def _due(self) -> bool:
         """Tell whether this epoch ends with a validation: every n-th, and the last."""
-        return self._progress.epoch % self._recipe.validate_every == 0 or self.over()
+        out_of_time = self._share() >= 1
+        return self._progress.epoch % self._recipe.validate_every == 0 or out_of_time or self.over()
 
     def _validate(self, row: dict[str, Any]) -> bool:
         """Add the validation's figures to the epoch's row; tell whether these weights are best."""
