@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
-from pipeline.errors import LayoutError, MissingFile, UnsafePath
+from pipeline.errors import LayoutError, MissingFile, UnsafePath, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +34,9 @@ TAIL: Final = 64
 LOG = logging.getLogger("segmill")
 ARCHIVE_URL: Final = re.compile(r"(zip|tar)://(.*)::(.+)", re.DOTALL)
 _URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://(.*)", re.DOTALL)
+_SECRET: Final = re.compile(
+    r"://[^/@]*:[^/@]*@|[?&](x-amz-[^=]*|signature|sig|token|access_token)=", re.IGNORECASE
+)
 _COMPRESSED: Final = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 _ODD: Final = re.compile(r"(?:^|/)\.{0,2}(?:/|$)|\0")
 # What desktop systems leave behind; `.` covers .DS_Store, ._x.jpg and our own temporary files.
@@ -136,12 +139,29 @@ class Tree(ABC):
             return data.decode("latin-1")
 
 
+def without_secrets(url: str) -> str:
+    """Return a URL as it is; URLs are written into stores, plans and messages.
+
+    Raises:
+        UsageError: it holds a password, a signature or a token.
+    """
+    if _SECRET.search(url):
+        place = url.partition("://")[0]
+        raise UsageError(
+            f"a {place}:// URL holds credentials, which would end up in the store; "
+            f"give them by the environment"
+        )
+    return url
+
+
 def open_tree(url: str, **storage_options: Any) -> Tree:
     """Open a directory, .zip, .tar or fsspec URL for reading; any other file is a tree of one.
 
     Raises:
         LayoutError: nothing is there, or it is a compressed tar.
+        UsageError: the URL holds credentials.
     """
+    without_secrets(url)
     archive = ARCHIVE_URL.fullmatch(url)
     if archive:
         from pipeline.archives import ArchiveTree

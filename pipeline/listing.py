@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pipeline.errors import InputError, LayoutError
-from pipeline.files import ARCHIVE_URL, local_path, locate, open_tree
+from pipeline.files import ARCHIVE_URL, local_path, locate, open_tree, without_secrets
 from pipeline.local import walked_entry
 from pipeline.record import Sample
 
@@ -228,7 +228,7 @@ def _check_columns(source: str, columns: Iterable[str]) -> None:
 def _resolve(base: str, text: str) -> str:
     """Return the absolute path or URL of what a manifest in directory `base` names."""
     if "://" in text:
-        return local_path(text) or text
+        return local_path(text) or without_secrets(text)
     if text.startswith("/") or "://" not in base:
         return os.path.normpath(posixpath.join(base, text))
     scheme, _, rest = base.partition("://")

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import LayoutError, MissingFile, UnsafePath
+from pipeline.errors import LayoutError, MissingFile, UnsafePath, UsageError
 from pipeline.files import read_url
 from pipeline.images import list_images
 from tests.pipeline.sources import tar_bytes, write_directory, zip_bytes
@@ -228,3 +228,16 @@ def test_listing_streams(tmp_path, monkeypatch):
 def test_threads_may_list_at_once(root):
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(ids, [root] * 8)) == [IDS] * 8
+
+
+@pytest.mark.parametrize(
+    "url", ["https://me:secret@host/a.png", "https://b.host/a.png?X-Amz-Signature=abc"]
+)
+def test_urls_with_credentials_are_refused_and_not_repeated(tmp_path, url):
+    manifest = tmp_path / "list.txt"
+    manifest.write_text(url + "\n")
+    for source in (str(manifest), url):
+        with pytest.raises(UsageError, match="credentials") as caught:
+            list(list_images(source))
+        assert "secret" not in str(caught.value)
+        assert "abc" not in str(caught.value)
