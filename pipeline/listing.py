@@ -52,6 +52,7 @@ def list_images(source: str, *, dataset: str | None = None, **opts: Any) -> Iter
         LayoutError: the source is not there, the manifest has no such column, or (when the listing
             ends) nothing matches the pattern.
     """
+    without_secrets(source)
     label = dataset or _title(source)
     kind = _kind(source, opts)
     if kind == "manifest":
