@@ -102,9 +102,15 @@ def append_failures(
 
 def read_failures(store: str, options: Mapping[str, str]) -> pa.Table:
     """Return a store's errors table; empty when nothing ever failed."""
+    import pyarrow.parquet as pq
     from deltalake import DeltaTable
+
+    from pipeline.files import open_tree
 
     url = f"{store}/{_FOLDER}"
     if not DeltaTable.is_deltatable(url, dict(options) or None):
         return SCHEMA.empty_table()
-    return DeltaTable(url, storage_options=dict(options) or None).to_pyarrow_dataset().to_table()
+    table, tree = DeltaTable(url, storage_options=dict(options) or None), open_tree(url, **options)
+    names = pa.table(table.get_add_actions(flatten=True))["path"].to_pylist()
+    parts = [pq.read_table(pa.BufferReader(tree.read(name))) for name in sorted(names)]
+    return pa.concat_tables([SCHEMA.empty_table(), *(part.cast(SCHEMA) for part in parts)])

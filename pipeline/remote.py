@@ -134,7 +134,7 @@ class RemoteTree(Tree):
     def _unreadable(self, name: str, error: Exception) -> Exception:
         """Return the error to raise; each file system has its own classes for refusals."""
         url = self.url_of(name)
-        if isinstance(error, FileNotFoundError | NotADirectoryError):
+        if isinstance(error, FileNotFoundError | NotADirectoryError | FileExistsError):
             return MissingFile(url, "no such file", "restore it or take it off the list")
         if isinstance(error, IsADirectoryError):
             return MissingFile(url, "is a directory, not a file", "take it off the list")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pyarrow.compute as pc
     from deltalake import DeltaTable
     from pyarrow.dataset import Dataset
+    from pyarrow.fs import FileSystem
 
     from pipeline.fragment import Fragment
 
@@ -34,11 +35,8 @@ def open_dataset(url: str, options: Mapping[str, str], fragments: Sequence[Fragm
     """
     import pyarrow.compute as pc
     import pyarrow.dataset as ds
-    from deltalake.fs import DeltaStorageHandler
-    from pyarrow import fs
 
-    sizes = {f.path: f.size for f in fragments}
-    files = fs.PyFileSystem(DeltaStorageHandler(url, dict(options) or None, sizes))
+    files = _file_system(url, options, fragments)
     scan = ds.ParquetFragmentScanOptions(pre_buffer=True)
     kind = ds.ParquetFileFormat(default_fragment_scan_options=scan)
     key = pc.field("image_id")
@@ -46,6 +44,22 @@ def open_dataset(url: str, options: Mapping[str, str], fragments: Sequence[Fragm
         kind.make_fragment(f.path, files, (key >= f.min_id) & (key <= f.max_id)) for f in fragments
     ]
     return ds.FileSystemDataset(parts, SCHEMA.remove_metadata(), kind, files)
+
+
+def _file_system(url: str, options: Mapping[str, str], fragments: Sequence[Fragment]) -> FileSystem:
+    """Return what Arrow reads a table's files by.
+
+    Local files by Arrow's own code: its read-ahead threads that call into Python abort the process
+    when they outlive the interpreter.
+    """
+    from pyarrow import fs
+
+    if "://" not in url:
+        return fs.SubTreeFileSystem(url, fs.LocalFileSystem())
+    from deltalake.fs import DeltaStorageHandler
+
+    sizes = {f.path: f.size for f in fragments}
+    return fs.PyFileSystem(DeltaStorageHandler(url, dict(options) or None, sizes))
 
 
 def scan_table(
