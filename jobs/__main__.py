@@ -6,7 +6,9 @@ Nothing heavy is imported here, and only the verb that is called is imported at 
 
 from __future__ import annotations
 
+import atexit
 import difflib
+import os
 import sys
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -56,5 +58,24 @@ def _version() -> str:
         return "0+unknown (not installed)"
 
 
+def run() -> None:
+    """Be the process: run the verb that the command line names and leave with its exit code.
+
+    Arrow's and torch's own threads abort a process whose interpreter ends before they do. All that
+    a verb has to say is written by then, so the process leaves without waiting for them.
+    """
+    try:
+        main()
+        code = 0
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        if isinstance(ended.code, str):
+            print(ended.code, file=sys.stderr)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    main()
+    run()
