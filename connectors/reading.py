@@ -1,4 +1,4 @@
-"""The labeller that reads a dataset: what a worker of `ingest` and `convert` holds."""
+"""The reader of a dataset: what a worker of `ingest` and `convert` holds."""
 
 from __future__ import annotations
 
