@@ -18,10 +18,10 @@ How the formats fit that are not one file an image:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from pipeline.files import Tree
     from pipeline.label_space import LabelSpace
@@ -57,6 +57,12 @@ class Connector(Protocol):
     def label_spaces(self, tree: Tree) -> tuple[LabelSpace, ...]:
         """Return every label space that `read` will name, be it in a file of the dataset."""
 
+    def facts(self, tree: Tree) -> dict[str, Any]:
+        """Return what the dataset says of itself as a whole, as plain JSON: COCO's info, licences.
+
+        A store keeps it beside the label spaces, under the format's name; `finish` gets it back.
+        """
+
     def list(self, tree: Tree, splits: Collection[str]) -> Iterator[Sample]:
         """Yield the splits' samples in a fixed order; all splits when none is named.
 
@@ -82,8 +88,15 @@ class Connector(Protocol):
             InputError: the record cannot be written (its image is gone, say).
         """
 
-    def finish(self, sink: Sink, written: Iterable[Written], space: LabelSpace) -> Loss | None:
+    def finish(
+        self,
+        sink: Sink,
+        written: Iterable[Written],
+        space: LabelSpace,
+        facts: Mapping[str, Any],
+    ) -> Loss | None:
         """Write what is global: split lists, class tables, one JSON.
 
         `written` comes in the listing's order, and may be gone through as often as is needed.
+        `facts` has, by format, what the datasets that the records come from say of themselves.
         """

@@ -21,7 +21,7 @@ import json
 import posixpath
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from connectors.base import Written
 from connectors.class_table import NAME as CLASS_TABLE
@@ -51,7 +51,7 @@ from pipeline.label_space import label_space
 from pipeline.record import SPLITS, File, Provenance, Record, Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from connectors.label_files import Label
     from pipeline.files import Entry, Tree
@@ -150,6 +150,10 @@ class CamVid:
         """Return camvid-32, or the space of the dataset's own class table."""
         return (_classes(tree, self._root(tree), self.native),)
 
+    def facts(self, tree: Tree) -> dict[str, Any]:
+        """Return nothing: the format has no place for it."""
+        return {}
+
     def list(self, tree: Tree, splits: Collection[str]) -> Iterator[Sample]:
         """Yield the frames that have an image or a label, sorted by name."""
         _check_splits(splits)
@@ -194,7 +198,9 @@ class CamVid:
             loss["split_of_unlabelled"] = 1
         return Written(name, "unlabelled" if unlabelled else record.split, b"", loss)
 
-    def finish(self, sink: Sink, written: Iterable[Written], space: LabelSpace) -> Loss | None:
+    def finish(
+        self, sink: Sink, written: Iterable[Written], space: LabelSpace, facts: Mapping[str, Any]
+    ) -> Loss | None:
         """Write the lists and the class colours."""
         places = OnePlaceEach(self.format)
         with ListFiles(sink, or_else="train.txt") as lists:
@@ -250,6 +256,10 @@ class CamVid11:
     def label_spaces(self, tree: Tree) -> tuple[LabelSpace, ...]:
         """Return camvid-11, or the space of the dataset's own class table."""
         return (_classes(tree, self._root(tree), self.native),)
+
+    def facts(self, tree: Tree) -> dict[str, Any]:
+        """Return nothing: the format has no place for it."""
+        return {}
 
     def list(self, tree: Tree, splits: Collection[str]) -> Iterator[Sample]:
         """Yield the frames of the lists, in their order.
@@ -308,7 +318,9 @@ class CamVid11:
         place = record.extras().get("position") if record.dataset == self.format else None
         return Written(name, split, json.dumps([label is not None, place]).encode(), loss)
 
-    def finish(self, sink: Sink, written: Iterable[Written], space: LabelSpace) -> Loss | None:
+    def finish(
+        self, sink: Sink, written: Iterable[Written], space: LabelSpace, facts: Mapping[str, Any]
+    ) -> Loss | None:
         """Write the lists as SegNet does, with its own prefix before every path."""
         places = OnePlaceEach(self.format)
         with ListFiles(sink, or_else="train.txt") as lists:

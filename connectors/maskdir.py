@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import posixpath
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from connectors.base import Written
 from connectors.class_table import NAME as CLASS_TABLE
@@ -33,7 +33,7 @@ from pipeline.images import IMAGE_SUFFIXES, read_header
 from pipeline.record import SPLITS, File, Provenance, Record, Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from pipeline.files import Tree
     from pipeline.label_space import LabelSpace
@@ -81,6 +81,10 @@ class MaskDir:
     def label_spaces(self, tree: Tree) -> tuple[LabelSpace, ...]:
         """Return the space of the class table."""
         return (classes_of(tree, self._root(tree) + CLASS_TABLE),)
+
+    def facts(self, tree: Tree) -> dict[str, Any]:
+        """Return nothing: the format has no place for it."""
+        return {}
 
     def list(self, tree: Tree, splits: Collection[str]) -> Iterator[Sample]:
         """Yield the samples in the order of splits.tsv, else of the images' names."""
@@ -144,7 +148,9 @@ class MaskDir:
         row = [name.removeprefix("images/"), f"{stem}.png" if cell is not None else ""]
         return Written(record.image_id, record.split, json.dumps(row).encode(), loss)
 
-    def finish(self, sink: Sink, written: Iterable[Written], space: LabelSpace) -> Loss | None:
+    def finish(
+        self, sink: Sink, written: Iterable[Written], space: LabelSpace, facts: Mapping[str, Any]
+    ) -> Loss | None:
         """Write the tables of classes and splits."""
         places = OnePlaceEach(self.format)
         with sink.stream(SPLITS_TABLE) as file:

@@ -42,13 +42,14 @@ from connectors.label_files import extra_of, labelled_size, palette_png, read_la
 from connectors.layout import MISSING, Fingerprints, digest, find_root, is_sorted, read_list
 from connectors.list_files import ListFiles, OnePlaceEach, one_line
 from pipeline import masks
+from pipeline.derive import with_mask
 from pipeline.errors import LayoutError, UnknownName
 from pipeline.images import read_header
 from pipeline.label_space import label_space
 from pipeline.record import File, Provenance, Record, Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from connectors.label_files import Label
     from pipeline.files import Tree
@@ -103,6 +104,10 @@ class Voc:
         """Return voc-21, or the space of the dataset's own class table."""
         table = self._root(tree) + CLASS_TABLE
         return (classes_of(tree, table) if tree.exists(table) else label_space(self.native),)
+
+    def facts(self, tree: Tree) -> dict[str, Any]:
+        """Return nothing: the format has no place for it."""
+        return {}
 
     def list(self, tree: Tree, splits: Collection[str]) -> Iterator[Sample]:
         """Yield the images of the lists, sorted by id.
@@ -178,7 +183,7 @@ class Voc:
         own = "lists" in extra
         kept, loss = _fitting(record, keep=own)
         if not own:
-            kept = _painted(kept, space)
+            kept = with_mask(kept, space)
         label = palette_png(kept, space)
         _, cost = put_image(sink, f"{_TARGET}JPEGImages/{name}", record, ("jpeg",))
         loss |= cost | not_expressed(record, *_NOT_HELD)
@@ -193,7 +198,9 @@ class Voc:
             loss["segmentation_masks"] = 1
         return Written(name, record.split, json.dumps(lists).encode(), loss)
 
-    def finish(self, sink: Sink, written: Iterable[Written], space: LabelSpace) -> Loss | None:
+    def finish(
+        self, sink: Sink, written: Iterable[Written], space: LabelSpace, facts: Mapping[str, Any]
+    ) -> Loss | None:
         """Write the lists."""
         places, sets = OnePlaceEach(self.format), _TARGET + _SETS
         with ListFiles(sink, or_else=f"{sets}{_SEGMENTATION}train.txt") as files:
@@ -301,22 +308,6 @@ def _fitting(record: Record, *, keep: bool) -> tuple[Record, dict[str, int]]:
         "instance_scores": sum(instance.score is not None for instance in own),
     }
     return replace(record, instances=kept), {name: n for name, n in loss.items() if n}
-
-
-def _painted(record: Record, space: LabelSpace) -> Record:
-    """Give a record that has instances but no mask the mask that they paint."""
-    if (record.mask and record.mask.bytes) or not any(i.rle for i in record.instances or ()):
-        return record
-    ground = space.by_name.get("background")
-    ids = masks.paint(
-        record.instances or (),
-        record.height,
-        record.width,
-        space,
-        ground.id if ground else None,
-        record.image_id,
-    )
-    return replace(record, mask=File(None, masks.encode(ids)))
 
 
 def _write_masks(sink: Sink, name: str, label: bytes, extra: dict[str, Any]) -> None:

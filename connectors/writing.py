@@ -12,7 +12,7 @@ import os
 import tempfile
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from connectors import connector
 from connectors.base import Written
@@ -22,7 +22,7 @@ from pipeline.files import open_sink
 from pipeline.loss import Loss
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from connectors.base import Connector
     from pipeline.record import Record, Sample
@@ -98,8 +98,11 @@ def write_dataset(
     chunks: Iterable[T],
     runner: Runner,
     on_progress: Callable[[int], None] = lambda done: None,
+    facts: Mapping[str, Any] | None = None,
 ) -> Exported:
     """Write all chunks and then what is global; return the sum without the entries.
+
+    `facts` has by format what the sources say of themselves (`Connector.facts`).
 
     Raises:
         Exception: what a worker raised that is no bad input.
@@ -118,7 +121,7 @@ def write_dataset(
                 total.loss += result.loss
                 on_progress(total.done + len(total.failures))
         last = connector(factory.format).finish(
-            open_sink(factory.target), spool, factory.relabel.target
+            open_sink(factory.target), spool, factory.relabel.target, facts or {}
         )
         if last is not None:
             total.loss += last

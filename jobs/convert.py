@@ -92,7 +92,11 @@ def convert(
         chosen = choose(runner, seconds=0, resources=Resources(), address=address, workers=workers)
         with Progress("convert") as progress:
             total = write_dataset(
-                factory, listing.chunks(CHUNK_SAMPLES), chosen, lambda done: progress.reach(done)
+                factory,
+                listing.chunks(CHUNK_SAMPLES),
+                chosen,
+                lambda done: progress.reach(done),
+                {from_: reader.facts(tree)},
             )
         summary.inputs = listing.count
         book(summary, total, dst, strict=strict)

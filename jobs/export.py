@@ -137,7 +137,9 @@ def export(
             workers=workers,
         )
         with Progress("export", inputs) as progress:
-            total = write_dataset(factory, _ranges(held), chosen, lambda d: progress.reach(d))
+            total = write_dataset(
+                factory, _ranges(held), chosen, lambda d: progress.reach(d), held.facts
+            )
         summary.inputs, summary.version = inputs, held.version
         book(summary, total, dst, strict=strict)
         summary.figures["label_space"] = space.name

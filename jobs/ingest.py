@@ -60,7 +60,9 @@ def ingest(
         from pipeline.store import Store
 
         reader, tree = connector(format_), open_tree(src)
-        target = Store.create(store, reader.label_spaces(tree))
+        target = Store.create(store, reader.label_spaces(tree)).with_facts(
+            {format_: reader.facts(tree)}
+        )
         splits = tuple(split or ())
         identity = [format_, tree.url, *sorted(splits), f"embed={embed_images}"]
         listing = reader.list(tree, splits)

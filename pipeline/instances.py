@@ -254,13 +254,13 @@ def paint(
 ) -> LabelMap:
     """Return the class map [H, W] of objects, larger ones drawn first, in the space's pixel type.
 
-    `background` fills the rest; the ignore index when it is None. Objects without run lengths are
-    left out.
+    `background` fills the rest; the ignore index when it is None. Parts of objects, and objects
+    without run lengths, are left out.
 
     Raises:
         BadAnnotation: run lengths are malformed, or of another size.
     """
-    objects = list(instances)
+    objects = [i for i in instances if i.part_of is None]
     fill = space.ignore_index if background is None else background
     canvas: LabelMap = np.full((height, width), fill, dtype=space.dtype)
     return _draw(canvas, objects, {at: i.category for at, i in enumerate(objects)}, path)
@@ -272,12 +272,13 @@ def object_map_from_instances(
     """Return the object map [H, W]: 0 is none, objects have their id, larger ones drawn first.
 
     When ids repeat or are not in 1..65535, objects are numbered from 1 in order. uint8 when all
-    numbers are below 255, so that 255 is left for a border; uint16 otherwise.
+    numbers are below 255, so that 255 is left for a border; uint16 otherwise. Parts of objects are
+    left out.
 
     Raises:
         BadAnnotation: run lengths are malformed, or of another size; or over 65,535 objects.
     """
-    objects = list(instances)
+    objects = [i for i in instances if i.part_of is None]
     numbers = [i.id for i in objects]
     if len(set(numbers)) < len(numbers) or not all(0 < n < 65536 for n in numbers):
         numbers = list(range(1, len(objects) + 1))

@@ -139,7 +139,8 @@ class ClassPixels:
 class Instance:
     """One object: box (x, y, w, h) in pixels, compressed COCO run lengths of the image's size.
 
-    `extra` is JSON text with what the source format says beyond this.
+    `extra` is JSON text with what the source format says beyond this. Its key "part_of" makes the
+    object a part of the object with that id: it lies on its whole, and is not painted over it.
     """
 
     id: int
@@ -151,10 +152,18 @@ class Instance:
     score: float | None = None
     extra: str | None = None
 
+    @property
+    def part_of(self) -> int | None:
+        """The id of the object that this one is a part of; None for a whole."""
+        if self.extra is None or '"part_of"' not in self.extra:
+            return None
+        value = json.loads(self.extra).get("part_of")
+        return None if value is None else int(value)
+
 
 @dataclass(frozen=True, slots=True)
 class Depth:
-    """A depth map: file cell and metres for each unit of its values."""
+    """A depth map: the source's file, a cell (`pipeline.depth`), metres for one of its units."""
 
     path: str | None = None
     bytes: bytes | None = None

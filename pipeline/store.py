@@ -27,6 +27,7 @@ from pipeline.fragment import Fragment
 from pipeline.label_space import LabelSpace
 from pipeline.record import COLUMNS, SCHEMA, SCHEMA_VERSION, from_batch
 from pipeline.scan import expressions, open_dataset, scan_by_fragment, scan_sql, scan_table
+from pipeline.tags import is_number, read_tags, write_tag
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -43,15 +44,11 @@ if TYPE_CHECKING:
 
 _VERSION_KEY: Final = "segmill.schema_version"
 _SPACE_KEY: Final = "segmill.label_space."
-_TAGS: Final = "_segmill/tags"
+_FACTS_KEY: Final = "segmill.facts."
 _ATTEMPTS: Final = 8
 
 Swap = tuple[list[Fragment], list[Fragment]]
 """Fragments to add, and fragments that they replace."""
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit()
 
 
 def _appears(location: str, options: Mapping[str, str] | None) -> bool:
@@ -116,7 +113,7 @@ class Store:
         """
         store = cls(locate(url), None, options)
         if isinstance(version, str):
-            version = int(version) if _is_number(version) else store.tags().get(version, version)
+            version = int(version) if is_number(version) else store.tags().get(version, version)
             if isinstance(version, str):
                 known = ", ".join(store.tags()) or "none"
                 raise UsageError(f"{store.url}: no tag is called {version!r}; its tags: {known}")
@@ -202,6 +199,16 @@ class Store:
         """The label spaces that rows may name, by name."""
         found = (v for k, v in sorted(self._configuration.items()) if k.startswith(_SPACE_KEY))
         return {space.name: space for space in map(LabelSpace.from_json, found)}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the datasets in this store say of themselves as a whole, by format."""
+        configuration = self._configuration.items()
+        return {
+            key.removeprefix(_FACTS_KEY): json.loads(text)
+            for key, text in sorted(configuration)
+            if key.startswith(_FACTS_KEY)
+        }
 
     def space(self, name: str) -> LabelSpace:
         """Return the label space called name, of this store.
@@ -336,14 +343,28 @@ class Store:
                     f"{self.url}: label space {space.name!r} is there with other classes; "
                     f"give yours another name"
                 )
+        return self._described(new, lambda store: store.with_spaces(spaces))
+
+    def with_facts(self, facts: Mapping[str, Mapping[str, Any]]) -> Store:
+        """Add what datasets say of themselves as a whole, by format; new facts replace old ones."""
+        known = self.facts
+        new = {
+            _FACTS_KEY + name: json.dumps({**known.get(name, {}), **said}, sort_keys=True)
+            for name, said in facts.items()
+            if {**known.get(name, {}), **said} != known.get(name, {})
+        }
+        return self._described(new, lambda store: store.with_facts(facts))
+
+    def _described(self, new: Mapping[str, str], again: Callable[[Store], Store]) -> Store:
+        """Put properties into the table; `again` when another writer put some at that moment."""
         if not new:
             return self
         from deltalake.exceptions import CommitFailedError
 
         try:
-            self._table.alter.set_table_properties(new, raise_if_not_exists=False)
-        except CommitFailedError:  # another writer described a space: look again at what is left
-            return self.latest().with_spaces(spaces)
+            self._table.alter.set_table_properties(dict(new), raise_if_not_exists=False)
+        except CommitFailedError:
+            return again(self.latest())
         return self.latest()
 
     def commit(
@@ -450,17 +471,7 @@ class Store:
 
     def tags(self) -> dict[str, int]:
         """Return the store's tags and their versions."""
-        from pipeline.errors import LayoutError
-
-        try:
-            tree = self.tree()
-            if not tree.isdir(_TAGS):
-                return {}
-            names = [n for n in tree.names(_TAGS) if n.endswith(".json")]
-            held = [json.loads(tree.read(f"{_TAGS}/{n}")) for n in names]
-        except LayoutError:
-            return {}
-        return {tag["name"]: int(tag["version"]) for tag in held}
+        return read_tags(self.tree())
 
     def tag(self, name: str) -> int:
         """Give this snapshot a name; `vacuum` keeps what a tag names. Return the version.
@@ -468,10 +479,7 @@ class Store:
         Raises:
             UsageError: the name is a number, is empty, or holds a slash.
         """
-        if not name or _is_number(name) or "/" in name or name.startswith("."):
-            raise UsageError(f"a tag is a name without slashes that is no number, not {name!r}")
-        text = json.dumps({"name": name, "version": self.version})
-        self.sink().write(f"{_TAGS}/{name}.json", text.encode())
+        write_tag(self.sink(), name, self.version)
         return self.version
 
     def vacuum(self, *, hours: float = 168, delete: bool = False) -> list[str]:

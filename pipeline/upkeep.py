@@ -237,6 +237,7 @@ def merge(
     relabel, loss, done = Relabeller.to(space, used), Loss(), 0
     target = make_target(space)
     for source in sources:
+        target = target.with_facts(source.facts)
         for fragment in source.fragments():
             records, keys = [], set()
             for record in source.rows(fragment):

@@ -61,7 +61,7 @@ def rewrite(
     order = range(len(rows))[::-1] if backwards else range(len(rows))
     written = {at: connector.write(sink, rows[at], space) for at in order}
     index = [replace(written[at], loss={}) for at in range(len(rows))]  # the spool keeps no loss
-    connector.finish(sink, index, space)
+    connector.finish(sink, index, space, {})
     return [written[at] for at in range(len(rows))]
 
 

@@ -1,0 +1,85 @@
+"""Depth maps in a record: one TIFF that keeps every bit of the source's values.
+
+A cell holds one or two pages of one size and type, uint16 or float32: first the depth to use, then,
+where the source tells both, the one as the sensor gave it. 0 is "no measurement". Values times
+`Depth.metres_per_unit` are metres.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import numpy as np
+
+from pipeline.errors import CorruptMask
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pipeline.record import Depth
+
+DepthMap: TypeAlias = "NDArray[np.uint16] | NDArray[np.float32]"
+"""Depth of pixels: [H, W], uint16 or float32."""
+
+_PREDICTOR: Final = 317
+_OF_NEIGHBOURS, _OF_FLOATS = 2, 3
+
+
+def encode(depth: DepthMap, raw: DepthMap | None = None) -> bytes:
+    """Return the cell of a depth map [H, W], and of the sensor's own where there is one.
+
+    Raises:
+        ValueError: not two dimensions, not uint16 or float32, or the two differ in size or type.
+    """
+    from PIL import Image
+
+    if depth.ndim != 2 or depth.dtype not in (np.uint16, np.float32):
+        raise ValueError(f"depth is {depth.dtype} {depth.shape}; expected uint16 or float32 [H, W]")
+    if raw is not None and (raw.shape, raw.dtype) != (depth.shape, depth.dtype):
+        raise ValueError(f"raw depth is {raw.dtype} {raw.shape}, depth {depth.dtype} {depth.shape}")
+    pages = [Image.fromarray(np.ascontiguousarray(p)) for p in (depth, raw) if p is not None]
+    predictor = _OF_FLOATS if depth.dtype == np.float32 else _OF_NEIGHBOURS
+    file = io.BytesIO()
+    pages[0].save(
+        file,
+        "TIFF",
+        compression="tiff_adobe_deflate",
+        tiffinfo={_PREDICTOR: predictor},
+        save_all=True,
+        append_images=pages[1:],
+    )
+    return file.getvalue()
+
+
+def decode(cell: bytes, path: str = "depth cell") -> tuple[DepthMap, DepthMap | None]:
+    """Return the depth map of a cell and the sensor's own, None where there is none.
+
+    Raises:
+        CorruptMask: it is damaged, or no depth map.
+    """
+    from PIL import Image
+
+    pages: list[Any] = []
+    try:
+        with Image.open(io.BytesIO(cell), formats=("TIFF",)) as file:
+            for page in range(min(getattr(file, "n_frames", 1), 2)):
+                file.seek(page)
+                pages.append(np.array(file))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise CorruptMask(path, f"not a depth map ({error})", "ingest it again") from None
+    if any(p.ndim != 2 or p.dtype not in (np.uint16, np.float32) for p in pages):
+        kinds = ", ".join(f"{p.dtype} {p.shape}" for p in pages)
+        raise CorruptMask(path, f"not a depth map ({kinds})", "ingest it again")
+    return pages[0], pages[1] if len(pages) > 1 else None
+
+
+def metres(depth: Depth, path: str = "depth cell") -> NDArray[np.float32] | None:
+    """Return a record's depth in metres: float32 [H, W], 0 for none; None where none is held."""
+    if depth.bytes is None:
+        return None
+    values, _ = decode(depth.bytes, path)
+    scale = 1.0 if depth.metres_per_unit is None else depth.metres_per_unit
+    if scale == 1.0:
+        return values.astype(np.float32, copy=False)
+    return (values.astype(np.float64) * scale).astype(np.float32)

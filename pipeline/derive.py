@@ -1,0 +1,61 @@
+"""One kind of label made from the other, where a format has only that one.
+
+Painting objects and cutting a mask into regions both lose something; writers count it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline import masks
+from pipeline.record import File, Instance
+
+if TYPE_CHECKING:
+    from pipeline.label_space import LabelSpace
+    from pipeline.record import Record
+
+
+def with_mask(record: Record, space: LabelSpace) -> Record:
+    """Give a record that has objects but no mask the mask that they paint, larger ones first.
+
+    Pixels of no object are the class `background` where the space has it, else void. A record that
+    has a mask, or no object with run lengths, is returned as it is.
+    """
+    if (record.mask and record.mask.bytes) or not any(i.rle for i in record.instances or ()):
+        return record
+    ground = space.by_name.get("background")
+    ids = masks.paint(
+        record.instances or (),
+        record.height,
+        record.width,
+        space,
+        ground.id if ground else None,
+        record.image_id,
+    )
+    palette = space.palette() if ids.dtype == np.uint8 else None
+    cell = masks.encode(ids, palette)
+    return replace(record, mask=File(None, cell), classes=masks.class_pixels(ids, space))
+
+
+def with_instances(record: Record, space: LabelSpace) -> Record:
+    """Give a record that has a mask but no objects one object for each class's whole region.
+
+    A mask does not tell objects of one class apart. Void classes, the ignore index and a class
+    called `background` make none. Ids count from 1 in the order of the classes.
+    """
+    if record.instances is not None or record.mask is None or record.mask.bytes is None:
+        return record
+    ids = masks.decode(record.mask.bytes, record.image_id)
+    present = set(np.unique(ids).tolist())
+    regions: list[Instance] = []
+    for category in space.train_ids:
+        if category in present and space.by_id[category].name != "background":
+            region = ids == category
+            rle = masks.rle_encode(region)
+            box = masks.rle_bbox(rle, *region.shape)
+            area = float(np.count_nonzero(region))
+            regions.append(Instance(len(regions) + 1, category, box, area, rle=rle))
+    return replace(record, instances=tuple(regions))
