@@ -45,6 +45,7 @@ from connectors.layout import (
     read_list,
 )
 from connectors.list_files import ListFiles, OnePlaceEach, one_line
+from pipeline.derive import with_mask
 from pipeline.errors import LayoutError, UnknownName
 from pipeline.images import IMAGE_SUFFIXES, read_header
 from pipeline.label_space import label_space
@@ -188,7 +189,7 @@ class CamVid:
     def write(self, sink: Sink, record: Record, space: LabelSpace) -> Written:
         """Write a frame and its colour label, where it has one."""
         name = one_line(record.image_id)
-        label = colour_png(record, space)
+        label = colour_png(with_mask(record, space), space)
         _, loss = put_image(sink, f"{_STILLS}/{name}", record, ("png",))
         if label is not None:
             sink.write(f"{_LABELS}/{name}_L.png", label)
@@ -310,7 +311,7 @@ class CamVid11:
     def write(self, sink: Sink, record: Record, space: LabelSpace) -> Written:
         """Write a frame and its mask, where it has one."""
         split, name = record.split, one_line(record.image_id)
-        label = grey_png(record, space)
+        label = grey_png(with_mask(record, space), space)
         _, loss = put_image(sink, f"{split}/{name}", record, ("png",))
         if label is not None:
             sink.write(f"{split}annot/{name}.png", label)

@@ -28,6 +28,7 @@ from connectors.image_files import SUFFIXES, not_expressed, put_image
 from connectors.label_files import cell_png, extra_of, labelled_size, read_label
 from connectors.layout import MISSING, Fingerprints, digest, find_root, lines_of
 from connectors.list_files import OnePlaceEach, one_line
+from pipeline.derive import with_mask
 from pipeline.errors import InputError, LayoutError, UnknownName
 from pipeline.images import IMAGE_SUFFIXES, read_header
 from pipeline.record import SPLITS, File, Provenance, Record, Sample
@@ -140,7 +141,7 @@ class MaskDir:
     def write(self, sink: Sink, record: Record, space: LabelSpace) -> Written:
         """Write a record's image, and its mask where it has one."""
         stem = f"{record.split}/{one_line(record.image_id)}"
-        cell = cell_png(record, space)
+        cell = cell_png(with_mask(record, space), space)
         name, loss = put_image(sink, f"images/{stem}", record, tuple(SUFFIXES))
         if cell is not None:
             sink.write(f"masks/{stem}.png", cell)

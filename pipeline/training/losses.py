@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-Weighting = Literal["none", "median-frequency", "enet"]
+Weighting = Literal["none", "median-frequency", "enet", "inverse-sqrt"]
 _ENET_C: Final = 1.02  # ENet, section 5: 1 / ln(1.02 + p), at most 50 times the least
 
 
@@ -23,6 +23,9 @@ def class_weights(
 
     `pixels` counts each class, `home` the valid pixels of the images that show it.
 
+    "median-frequency" is SegNet's; "enet" is 1 / ln(1.02 + share); "inverse-sqrt" is the mildest,
+    the inverse root of the share, with mean 1.
+
     >>> counts = np.array([300, 100, 0])
     >>> class_weights("median-frequency", counts, np.array([400, 400, 0])).round(2).tolist()
     [0.67, 2.0, 1.0]
@@ -31,6 +34,9 @@ def class_weights(
         return None
     if how == "enet":
         weights = 1 / np.log(_ENET_C + pixels / pixels.sum())
+    elif how == "inverse-sqrt":
+        weights = 1 / np.sqrt(np.maximum(pixels, 1) / pixels.sum())
+        weights /= weights[pixels > 0].mean()
     else:
         frequency = pixels / np.maximum(home, 1)
         weights = np.median(frequency[pixels > 0]) / np.maximum(frequency, 1e-12)

@@ -76,7 +76,7 @@ class Recipe(_Part):
     """Size that all images are brought to, now and in use; None: the model's, or their own."""
     augment: Augment
     optimiser: Optimiser = Optimiser()
-    class_weights: Literal["none", "median-frequency", "enet"] = "none"
+    class_weights: Literal["none", "median-frequency", "enet", "inverse-sqrt"] = "none"
     batch: Annotated[int, Field(gt=0)] = 8
     """Samples in a step of one worker."""
     accumulate: Annotated[int, Field(gt=0)] = 1

@@ -39,7 +39,17 @@ from pipeline.errors import (
 )
 from pipeline.files import open_sink, open_tree
 from pipeline.label_space import LabelSpace, label_space
-from pipeline.record import SPLITS, File, Provenance, Record, Sample, from_batch, to_table
+from pipeline.masks import rle_encode
+from pipeline.record import (
+    SPLITS,
+    File,
+    Instance,
+    Provenance,
+    Record,
+    Sample,
+    from_batch,
+    to_table,
+)
 from tests.connectors.trees import (
     bare,
     class_maps,
@@ -339,6 +349,30 @@ class Conformance:
         record = replace(self.records(tree)[0], image_id="../../../../outside")
         with pytest.raises(InputError, match="outside"):
             self.connector.write(open_sink(str(tmp_path / "a" / "b")), record, self.space(tree))
+
+    def test_objects_alone_are_painted(self, tmp_path: Path) -> None:
+        """Larger objects first; what no object covers is background, else void."""
+        if not self.carries_masks:
+            pytest.skip("the format holds objects, not masks")
+        space = self.native()
+        first, second = [c.id for c in space.classes if not c.void and c.name != "background"][:2]
+        ground = space.by_name.get("background")
+        expected = np.full((9, 11), ground.id if ground else space.ignore_index, space.dtype)
+        boxes = [(second, slice(2, 4), slice(3, 6)), (first, slice(1, 8), slice(1, 5))]
+        objects = []
+        for number, (category, rows, columns) in enumerate(boxes, 1):
+            region = np.zeros(expected.shape, np.uint8)
+            region[rows, columns] = 1
+            objects.append(Instance(number, category, None, None, rle=rle_encode(region)))
+        for category, rows, columns in boxes[::-1]:
+            expected[rows, columns] = category
+        made = make_record(expected, space, "street/1", "train", self.image_suffix)
+        record = replace(made, mask=None, classes=None, instances=tuple(objects))
+        rewrite(self.connector, [record], tmp_path / "target", space)
+        (back,) = self.records(open_tree(str(tmp_path / "target")))
+        assert back.mask is not None
+        with Image.open(io.BytesIO(back.mask.bytes or b"")) as image:
+            np.testing.assert_array_equal(np.array(image), expected)
 
     def test_two_records_of_one_name(self, tree: Tree, tmp_path: Path) -> None:
         record = self.records(tree)[0]

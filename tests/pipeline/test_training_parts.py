@@ -107,6 +107,12 @@ def test_class_weights():
     assert np.allclose(median, [1, 1, 6, 1])
     enet = class_weights("enet", pixels, home)
     assert np.allclose(enet, [1 / math.log(1.62), 1 / math.log(1.32), 1 / math.log(1.12), 1])
+    root = class_weights("inverse-sqrt", pixels, home)
+    shown = pixels > 0
+    assert root is not None
+    assert root[shown].mean() == pytest.approx(1)
+    ratio = np.sqrt(pixels[shown].max() / pixels[shown].min())
+    assert root[shown].max() / root[shown].min() == pytest.approx(ratio)
     assert class_weights("none", pixels, home) is None
 
 
