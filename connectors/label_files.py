@@ -48,7 +48,7 @@ def read_label(data: bytes, space: LabelSpace, path: str) -> Label:
     # Rows a byte apart are a view of unfiltered rows: the file may be a mask cell already.
     maybe_cell = ids.dtype == space.dtype and ids.strides[0] != ids.shape[1] * ids.itemsize
     ids = ids if ids.dtype == space.dtype else ids.astype(space.dtype)
-    palette = _palette(space)
+    palette = space.cell_palette()
     cell = masks.recode(data, palette, path) if maybe_cell else masks.encode(ids, palette)
     return Label(ids, cell, classes, {})
 
@@ -72,11 +72,7 @@ def read_colour_label(data: bytes, space: LabelSpace, path: str) -> Label:
             "give the classes of these colours, or replace the file",
         )
     classes = masks.class_pixels(ids, space, path=path)
-    return Label(ids, masks.encode(ids, _palette(space)), classes, stray)
-
-
-def _palette(space: LabelSpace) -> bytes | None:
-    return space.palette() if space.dtype is np.uint8 else None
+    return Label(ids, masks.encode(ids, space.cell_palette()), classes, stray)
 
 
 def _with_ignore(space: LabelSpace) -> LabelSpace:
@@ -125,7 +121,7 @@ def cell_png(record: Record, space: LabelSpace) -> bytes | None:
     """Return a record's mask as a cell of the space, palette or 16-bit; None without a mask."""
     if record.mask is None or record.mask.bytes is None:
         return None
-    return masks.recode(record.mask.bytes, _palette(space), record.image_id)
+    return masks.recode(record.mask.bytes, space.cell_palette(), record.image_id)
 
 
 def palette_png(record: Record, space: LabelSpace) -> bytes | None:

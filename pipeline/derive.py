@@ -35,8 +35,7 @@ def with_mask(record: Record, space: LabelSpace) -> Record:
         ground.id if ground else None,
         record.image_id,
     )
-    palette = space.palette() if ids.dtype == np.uint8 else None
-    cell = masks.encode(ids, palette)
+    cell = masks.encode(ids, space.cell_palette())
     return replace(record, mask=File(None, cell), classes=masks.class_pixels(ids, space))
 
 

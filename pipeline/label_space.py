@@ -140,6 +140,10 @@ class LabelSpace:
         """
         return self._palette
 
+    def cell_palette(self) -> bytes | None:
+        """Return the palette that mask cells of this space carry; None where they have 16 bits."""
+        return self._palette if self.dtype is np.uint8 else None
+
     @cached_property
     def _allowed(self) -> NDArray[np.bool_]:
         table = np.zeros(256 if self.max_id <= 255 else _TOP_ID + 1, dtype=np.bool_)

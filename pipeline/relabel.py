@@ -46,8 +46,7 @@ class Relabeller:
         mask, classes = record.mask, record.classes
         if mask is not None and mask.bytes is not None:
             ids = remap.apply(masks.decode(mask.bytes, record.image_id))
-            palette = self.target.palette() if ids.dtype.itemsize == 1 else None
-            mask = File(mask.path, masks.encode(ids, palette))
+            mask = File(mask.path, masks.encode(ids, self.target.cell_palette()))
             classes = masks.class_pixels(ids, self.target)
         instances = record.instances
         if instances is not None:

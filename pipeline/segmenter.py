@@ -24,6 +24,7 @@ from pipeline import masks
 from pipeline.errors import CorruptImage, ImageTooLarge, InputError, ModelError, UsageError
 from pipeline.files import read_url
 from pipeline.images import decode, header
+from pipeline.logits import at_size, padded
 from pipeline.models import load_model
 from pipeline.record import File, Provenance, Record
 
@@ -137,7 +138,9 @@ class Segmenter:
         self._mean = torch.tensor(prep.mean, device=device).view(shape) * 255
         self._scale = 1 / (torch.tensor(prep.std, device=device).view(shape) * 255)
         ids = np.array(self._space.train_ids)
-        self._lut = ids.astype(self._space.dtype)
+        lut = ids.astype(self._space.dtype)
+        # As int16: CUDA has few operations on uint16. The bits are the same.
+        self._ids = torch.from_numpy(lut if lut.itemsize == 1 else lut.view(np.int16)).to(device)
         self._threads = max(1, options.threads)
         if device.type == "cpu":
             # Actors and threads share the cores: threads of theirs would wait for one another.
@@ -207,7 +210,7 @@ class Segmenter:
             height=height,
             width=width,
             label_space=self._space.name,
-            mask=File(bytes=masks.encode(predicted.ids, _palette(self._space))),
+            mask=File(bytes=masks.encode(predicted.ids, self._space.cell_palette())),
             confidence=confidence,
             classes=masks.class_pixels(predicted.ids, self._space, predicted.confidence),
             provenance=Provenance(self._options.kind, self._model.uri, sample.digest),
@@ -253,11 +256,11 @@ class Segmenter:
             images = F.interpolate(images, self._size, mode="bilinear", antialias=True)
         rows, columns = images.shape[2:]
         with self._autocast():
-            logits = self._model.module(_pad(images, self._model.preprocessing.multiple))
-        if logits.shape[1] != len(self._lut):
+            logits = self._model.module(padded(images, self._model.preprocessing.multiple))
+        if logits.shape[1] != len(self._ids):
             raise ModelError(
                 f"{self._model.uri}: the model has {logits.shape[1]} classes, label space "
-                f"{self._space.name!r} has {len(self._lut)}; name another with --label-space"
+                f"{self._space.name!r} has {len(self._ids)}; name another with --label-space"
             )
         return self._decide(logits, (rows, columns), (height, width))
 
@@ -275,18 +278,13 @@ class Segmenter:
         step = max(1, _LOGITS_BYTES // each)
         found: list[_Predicted] = []
         multiple = self._model.preprocessing.multiple
-        padded = tuple(-(-n // multiple) * multiple for n in inside)
-        for part in torch.split(logits.float(), step):
-            if padded != inside:
-                full = F.interpolate(part, padded, mode="bilinear", align_corners=False)
-                part = full[:, :, : inside[0], : inside[1]]
-            if part.shape[2:] != torch.Size(size):
-                part = F.interpolate(part, size, mode="bilinear", align_corners=False)
+        for some in torch.split(logits.float(), step):
+            part = at_size(some, inside, multiple, size)
             top, best = part.max(dim=1)
             # p of the best class is 1 / sum(exp(logit - top)): no full softmax is kept.
             p = 1 / (part - top.unsqueeze(1)).exp().sum(dim=1)
             confidence = (p * 255).round().to(torch.uint8).cpu().numpy()
-            ids = self._lut[best.to(torch.int32).cpu().numpy()]
+            ids = self._ids[best].cpu().numpy().view(self._space.dtype)
             found += [_Predicted(i, c) for i, c in zip(ids, confidence, strict=True)]
         return found
 
@@ -294,16 +292,6 @@ class Segmenter:
 def _is_memory(error: RuntimeError) -> bool:
     """Tell whether a device, or the CPU's allocator, had no memory left."""
     return isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate" in str(error)
-
-
-def _palette(space: LabelSpace) -> bytes | None:
-    return space.palette() if space.dtype is np.uint8 else None
-
-
-def _pad(images: Tensor, multiple: int) -> Tensor:
-    """Pad at the bottom and right to a multiple, by repeating the border."""
-    down, right = -images.shape[2] % multiple, -images.shape[3] % multiple
-    return F.pad(images, (0, right, 0, down), mode="replicate") if down or right else images
 
 
 def _decode(sample: Sample, data: bytes | None) -> _Decoded | InputError:

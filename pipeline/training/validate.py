@@ -6,21 +6,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
+from pipeline.logits import at_size, padded
 from pipeline.metrics.confusion import ConfusionMatrix, Tally, class_index, count_pairs
 from pipeline.training.augment import resized
 from pipeline.training.batches import val_examples
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from pipeline.models.loaded import Preprocessing
     from pipeline.training.data import Example, Reader
     from pipeline.training.place import Place
-
-    _Shape = tuple[int, ...]
 
 
 class Normaliser:
@@ -56,12 +53,13 @@ def validate(
     with torch.inference_mode():
         for group in val_examples(reader, place, batch):
             inputs = normalise(_stack(group, preprocessing.size))
-            padded = _pad(inputs, preprocessing.multiple)
+            inside = (inputs.shape[2], inputs.shape[3])
             with place.autocast(precision):
-                logits = module(padded)
+                logits = module(padded(inputs, preprocessing.multiple))
             for one, example in zip(logits.float(), group, strict=True):
-                size = example.labels.shape
-                best = _best(one, padded.shape[-2:], inputs.shape[-2:], size)
+                height, width = example.labels.shape
+                full = at_size(one[None], inside, preprocessing.multiple, (height, width))
+                best = full[0].argmax(dim=0).cpu().numpy()
                 found = best.astype(np.uint8) if classes <= 255 else best.astype(np.uint16)
                 matrix.update(count_pairs(example.labels, found), index, index)
     matrix.counts = place.total(torch.from_numpy(matrix.counts)).numpy()
@@ -71,23 +69,3 @@ def validate(
 def _stack(group: list[Example], size: tuple[int, int] | None) -> Tensor:
     images = [e.image if size is None else resized(e.image, *size, e.labels)[0] for e in group]
     return torch.from_numpy(np.stack(images))
-
-
-def _pad(images: Tensor, multiple: int) -> Tensor:
-    """Pad at the bottom and right to a multiple, by repeating the border, as labelling does."""
-    down, right = -images.shape[2] % multiple, -images.shape[3] % multiple
-    return F.pad(images, (0, right, 0, down), mode="replicate") if down or right else images
-
-
-def _best(logits: Tensor, seen: _Shape, inside: _Shape, size: _Shape) -> NDArray[np.int64]:
-    """Return the best channel of one image's logits [C, h, w] at the image's own size.
-
-    `seen` is the size that the network saw, `inside` the part of it that is not padding.
-    """
-    full = logits[None]
-    for wanted, kept in ((seen, inside), (size, size)):
-        if tuple(full.shape[-2:]) != tuple(wanted):
-            full = F.interpolate(full, tuple(wanted), mode="bilinear", align_corners=False)
-        full = full[..., : kept[0], : kept[1]]
-    best: NDArray[np.int64] = full[0].argmax(dim=0).cpu().numpy()
-    return best
