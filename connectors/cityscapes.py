@@ -35,10 +35,10 @@ from connectors.class_table import classes_of, known_classes, write_classes
 from connectors.image_files import not_expressed, put_image
 from connectors.label_files import Label, extra_of, grey_png, labelled_size, read_label
 from connectors.layout import MISSING, digest, find_root
-from connectors.list_files import OnePlaceEach, one_line
+from connectors.list_files import OnePlaceEach
 from pipeline import masks, png
 from pipeline.derive import with_mask
-from pipeline.errors import UnknownName
+from pipeline.errors import MissingFile, UnknownName
 from pipeline.images import read_header
 from pipeline.label_space import label_space
 from pipeline.record import SPLITS, File, Provenance, Record, Sample
@@ -158,11 +158,18 @@ class Cityscapes:
         space = (
             known_classes(tree, root + CLASS_TABLE, table) if table else label_space(self.native)
         )
-        head = read_header(tree, image)
+        head = _header(tree, image)
         size, extra, found = (head.height, head.width), dict(said), None
         if "gt" in extra:
             start = f"{root}{extra['gt']}/{folder}/{stem}_{extra['gt']}"
-            files = {key: start + names.TAILS[key] for key in held or "l"}
+            if not held:
+                raise MissingFile(
+                    tree.url_of(start + names.TAILS["l"]),
+                    "the photo has no labels",
+                    "unpack its gtFine or gtCoarse archive in the same place, or name other "
+                    "folders with --split",
+                )
+            files = {key: start + names.TAILS[key] for key in held}
             found = _read_labels(tree, files, head, space)
             size = labelled_size(found.label.ids, head, tree.url_of(found.source))
             extra |= extra_of(found.label, head) | found.extra
@@ -232,6 +239,19 @@ def _folders(tree: Tree, root: str) -> dict[str, list[str]]:
     return {f: found[f] for f in sorted(found, key=lambda f: (order.get(f, len(order)), f))}
 
 
+def _header(tree: Tree, image: str) -> Header:
+    """Read a photo's header.
+
+    Raises:
+        InputError: it is damaged, or not there.
+    """
+    try:
+        return read_header(tree, image)
+    except MissingFile as error:
+        mend = "unpack its leftImg8bit archive beside the labels, or leave the labels out"
+        raise MissingFile(error.path, error.cause, mend) from None
+
+
 def _read_labels(tree: Tree, files: dict[str, str], head: Header, space: LabelSpace) -> _Labels:
     """Read what there is of labelIds, instanceIds and polygons; make what is not there."""
     extra: dict[str, Any] = {}
@@ -287,10 +307,9 @@ def _label_of(values: NDArray[np.uint16], space: LabelSpace, path: str) -> Label
 
 def _stem(record: Record, extra: dict[str, Any], *, own: bool) -> str:
     """Return a record's place below a folder; a name of Cityscapes' own stays as it was."""
-    image_id = one_line(record.image_id)
     if own and "city" not in extra:
-        return names.checked(image_id)
-    return names.encoded(image_id, record.dataset, extra.get("city"))
+        return names.checked(record.image_id)
+    return names.encoded(record.image_id, record.dataset, extra.get("city"))
 
 
 def _folder(record: Record, extra: dict[str, Any], *, labelled: bool) -> tuple[str, dict[str, int]]:

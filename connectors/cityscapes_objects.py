@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from functools import cache
-from itertools import count
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -26,7 +25,7 @@ from pipeline.errors import (
 from pipeline.record import Instance
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -204,11 +203,13 @@ def _numbered(
             kept.append(instance)
         else:
             others.append(instance)
+    free: dict[int, Iterator[int]] = {}
     for instance in others:
-        value = _free_value(instance.category, taken, space)
+        if instance.category not in free:
+            free[instance.category] = _free_values(instance.category, taken, space)
+        value = next(free[instance.category], None)
         lost["instances" if value is None else "instance_ids"] += 1
         if value is not None:
-            taken.add(value)
             kept.append(replace(instance, id=value))
     return kept, {name: n for name, n in lost.items() if n}
 
@@ -217,19 +218,19 @@ def _is_own_number(instance: Instance) -> bool:
     return PER_CLASS <= instance.id <= _TOP and instance.id // PER_CLASS == instance.category
 
 
-def _free_value(category: int, taken: set[int], space: LabelSpace) -> int | None:
-    """Return the first free value of a class; None where its objects cannot be told apart.
+def _free_values(category: int, taken: set[int], space: LabelSpace) -> Iterator[int]:
+    """Return the free values of a class; none where its objects cannot be told apart.
 
     Class 0 leaves no room: its numbers would be other classes' ids.
     """
-    if category == 0 or space.by_id[category].isthing is False:
-        return None
-    if category * PER_CLASS > _TOP:
+    known = space.by_id.get(category)
+    if category == 0 or known is None or known.isthing is False:
+        return iter(())
+    start = category * PER_CLASS
+    if start > _TOP:
         raise UsageError(
             f"label space {space.name!r}: class {category} has objects, and class * 1000 + number "
             f"fits 16 bits up to class {_TOP // PER_CLASS}; choose another --label-space, or "
             "another --format"
         )
-    start = category * PER_CLASS
-    value = next(v for v in count(start) if v not in taken)
-    return value if value <= min(_TOP, start + PER_CLASS - 1) else None
+    return (v for v in range(start, min(start + PER_CLASS, _TOP + 1)) if v not in taken)

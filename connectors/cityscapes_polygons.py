@@ -81,14 +81,16 @@ def draw(content: dict[str, Any], space: LabelSpace, path: str) -> NDArray[np.ui
     height, width = int(content["imgHeight"]), int(content["imgWidth"])
     counted = content.get(COUNTED) is not False
     names = {c.name: c.id for c in space.classes}
-    names.setdefault(_UNLABELED, space.ignore_index)
+    names = {_UNLABELED: space.ignore_index, _NEVER_DRAWN: -1} | names
     image = Image.new("I", (width, height), names[_UNLABELED])
     pen = ImageDraw.Draw(image)
     counts: Counter[int] = Counter()
     for thing in content["objects"]:
-        if thing.get("deleted") or thing["label"] == _NEVER_DRAWN:
+        if thing.get("deleted"):
             continue
         category, group = _class_of(thing["label"], names, path)
+        if category < 0:
+            continue
         value = category
         if counted and category and not group and is_thing(category, space):
             value = category * PER_CLASS + counts[category]

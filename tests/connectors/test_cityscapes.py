@@ -260,7 +260,12 @@ def test_polygons_come_back_byte_for_byte_when_rasters_are_there(tmp_path: Path)
 
 def test_deleted_objects_and_plates_are_not_drawn(tmp_path: Path) -> None:
     content = json.loads(
-        polygons(("sky", box(0, 0, 31, 23)), ("car", box(0, 0, 9, 9)), *SCENE[4:5])
+        polygons(
+            ("sky", box(0, 0, 31, 23)),
+            ("car", box(0, 0, 9, 9)),
+            SCENE[4],
+            ("license plategroup", SCENE[4][1]),
+        )
     )
     content["objects"][1]["deleted"] = 1
     put_labels(tmp_path, {"_polygons.json": json.dumps(content)})
@@ -340,7 +345,7 @@ def test_photos_without_labels(tmp_path: Path) -> None:
         put_photo(tmp_path, folder, "stuttgart_00/stuttgart_00_000000_000001")
     tree = open_tree(str(tmp_path))
     train, test, video = CITYSCAPES.list(tree, ())
-    with pytest.raises(MissingFile, match="labelIds"):
+    with pytest.raises(MissingFile, match=r"labelIds.*gtCoarse archive"):
         CITYSCAPES.read(tree, train)
     records = [CITYSCAPES.read(tree, sample) for sample in (test, video)]
     assert [(r.split, r.mask) for r in records] == [("test", None), ("unlabelled", None)]
@@ -360,7 +365,7 @@ def test_labels_without_a_photo_are_listed(tmp_path: Path) -> None:
     put(tmp_path, name("gtFine", "train", AACHEN, "_polygons.json"), polygons(*SCENE))
     tree = open_tree(str(tmp_path))
     (sample,) = CITYSCAPES.list(tree, ())
-    with pytest.raises(MissingFile, match=r"leftImg8bit\.png"):
+    with pytest.raises(MissingFile, match=r"leftImg8bit\.png: .*leftImg8bit archive"):
         CITYSCAPES.read(tree, sample)
 
 
