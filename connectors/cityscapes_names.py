@@ -143,7 +143,7 @@ def encoded(image_id: str, dataset: str, city: str | None = None) -> str:
     safe_name(image_id, "image id")
     if _OFFICIAL.fullmatch(image_id):
         return image_id
-    place = city or _escape(dataset) or "segmill"
+    place = city or re.sub(r"[\W_]+", "-", dataset) or "segmill"
     stem = f"{place}_{_escape(image_id)}_id"
     if not image_id or len(stem.encode()) > _LONGEST:
         raise UnsafePath(

@@ -385,6 +385,25 @@ def test_files_of_other_folders_are_named(tmp_path: Path) -> None:
     assert written.loss == {"referenced_files": 2}
 
 
+def test_digest_follows_every_label_file(tmp_path: Path) -> None:
+    tails = ("_labelIds.png", "_instanceIds.png", "_polygons.json")
+    put_labels(tmp_path, dict.fromkeys(tails, b""))
+
+    def digests() -> str:
+        (sample,) = CITYSCAPES.list(open_tree(str(tmp_path)), ())
+        return sample.digest
+
+    seen = [digests()]
+    for tail in tails:
+        put_labels(tmp_path, {tail: b"longer"})
+        seen.append(digests())
+    put(tmp_path, name("camera", "train", AACHEN, ".json"), "{}")
+    seen.append(digests())
+    put(tmp_path, name("gtFine", "train", AACHEN, "_color.png"), b"not read")
+    assert digests() == seen[-1]
+    assert len(set(seen)) == 5
+
+
 def test_names_that_no_order_can_merge(tmp_path: Path) -> None:
     for stem in ("a/x_1", "a/x_1_hflip"):
         put_photo(tmp_path, "train", stem)
