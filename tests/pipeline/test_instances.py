@@ -180,6 +180,21 @@ def test_objects_of_two_maps() -> None:
     assert len(masks.instances_from_maps(classes, objects, VOC)) == 3
 
 
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), shape=SHAPES, kind=st.sampled_from([np.uint8, np.uint16]))
+def test_regions_are_those_of_each_value(data: st.DataObject, shape, kind) -> None:
+    values = data.draw(st.sampled_from([(0, 1), (0, 7, 255), (3,)]))
+    object_map = data.draw(arrays.arrays(kind, shape, elements=st.sampled_from(values)))
+    object_map = object_map.T if data.draw(st.booleans()) else object_map
+    found = list(masks.regions(object_map))
+    assert [region.value for region in found] == np.unique(object_map).tolist()
+    for region in found:
+        here = object_map == region.value
+        assert region.rle == by_coco(here)["counts"].decode()
+        assert region.bbox == tuple(coco.toBbox(by_coco(here)))
+        assert region.area == np.count_nonzero(here)
+
+
 def test_an_object_that_is_all_void_says_so() -> None:
     classes = np.full((2, 2), 255, np.uint8)
     (found,) = masks.instances_from_maps(classes, np.ones((2, 2), np.uint8), VOC)

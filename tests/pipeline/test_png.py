@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline import masks
+from pipeline import masks, png
 from pipeline.errors import CorruptMask, ImageTooLarge, InputError
 from pipeline.label_space import label_space
 from tests.pipeline.label_files import (
@@ -256,3 +256,10 @@ def test_colour_labels_that_are_none() -> None:
         masks.read_colour_label(out.getvalue(), "x")
     with pytest.raises(CorruptMask):
         masks.colours_to_ids(np.zeros((2, 2), np.uint8), CAMVID, "x")
+
+
+def test_rgba_is_written_as_it_is() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 4), np.uint8)
+    with Image.open(io.BytesIO(png.write_rgba(pixels))) as image:
+        assert image.mode == "RGBA"
+        np.testing.assert_array_equal(np.array(image), pixels)
