@@ -16,6 +16,7 @@ CONNECTORS: Final[Mapping[str, str]] = {
     "camvid": "connectors.camvid:CAMVID",
     "camvid-11": "connectors.camvid:CAMVID_11",
     "maskdir": "connectors.maskdir:MASKDIR",
+    "sunrgbd": "connectors.sunrgbd:SUNRGBD",
     "voc": "connectors.voc:VOC",
 }
 
