@@ -1,7 +1,8 @@
-"""MATLAB's v5 files: the little of them that needs no array library.
+"""MATLAB's v5 files: reading that a damaged file cannot crash, and writing that streams.
 
-scipy reads and writes arrays; here are the strings of struct and cell arrays, one at a time, as
-scipy would build an object for every number of a 10,335 image struct, and writing that streams.
+scipy's reader is not used: some damaged files end its process (a segmentation fault, which no
+handler catches), and it would build an object for every number of a struct of 10,335 images, where
+one field of it is wanted.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import struct
 import tempfile
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
 
 from pipeline.errors import CorruptMask
 
@@ -20,13 +23,29 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import BinaryIO
 
+    from numpy.typing import NDArray
+
 HEAD: Final = 128
 LIMIT: Final = 1 << 30
 """Most bytes that the variables of one file may inflate to."""
 
 _INT8, _INT32, _UINT16, _UINT32, _DOUBLE, _MATRIX, _COMPRESSED = 1, 5, 4, 6, 9, 14, 15
 _CELL, _STRUCT, _CHAR, _FLOAT64 = 1, 2, 4, 6
-_TEXTS: Final = {1: "latin-1", 2: "latin-1", 4: "utf-16", 16: "utf-8", 17: "utf-16", 18: "utf-32"}
+_TEXTS: Final = {
+    1: "latin-1",
+    2: "latin-1",
+    4: "utf-16-le",
+    16: "utf-8",
+    17: "utf-16-le",
+    18: "utf-32-le",
+}
+_STORED: Final = {
+    1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8",
+}  # fmt: skip
+_CLASSES: Final = {
+    6: "f8", 7: "f4", 8: "i1", 9: "u1", 10: "i2", 11: "u2", 12: "i4", 13: "u4", 14: "i8", 15: "u8",
+}  # fmt: skip
+_COMPLEX: Final = 0x800
 _FIELD: Final = 32
 _HDF5: Final = b"\x89HDF\r\n\x1a\n"
 
@@ -82,28 +101,28 @@ def _corrupt(path: str, cause: str) -> CorruptMask:
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """One array of a file: its class, how many elements, its name, and what follows the name."""
+    """One array of a file: its class, its size, its name, and what follows the name."""
 
     kind: int
-    count: int
+    shape: tuple[int, ...]
     name: str
     body: memoryview
 
 
-def variables(data: bytes, path: str) -> Iterator[Matrix]:
+def variables(data: bytes, path: str, limit: int = LIMIT) -> Iterator[Matrix]:
     """Yield the variables of a little-endian v5 file.
 
     Raises:
         CorruptMask: it is damaged, or of another kind.
     """
-    view = memoryview(inflated(data, path))
-    if view[126:128] != b"IM":
+    view = memoryview(inflated(data, path, limit))
+    if bytes(view[126:128]) != b"IM":
         raise _corrupt(path, "a big-endian MATLAB file")
     try:
         for kind, body in _elements(view[HEAD:]):
             if kind == _MATRIX:
                 yield _matrix(body)
-    except (struct.error, ValueError, IndexError) as error:
+    except (struct.error, ValueError) as error:
         raise _corrupt(path, f"not a whole MATLAB file ({error})") from None
 
 
@@ -124,15 +143,16 @@ def _elements(view: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 def _matrix(view: memoryview) -> Matrix:
     if not len(view):
-        return Matrix(_FLOAT64, 0, "", view)
+        return Matrix(_FLOAT64, (0, 0), "", view)
     parts = _elements(view)
-    (flags,) = struct.unpack_from("<I", next(parts)[1])
-    dims = next(parts)[1]
-    count = 1
-    for (size,) in struct.iter_unpack("<i", dims[: len(dims) // 4 * 4]):
-        count *= size
-    name = next(parts)[1]
-    return Matrix(flags & 0xFF, count, str(name, "latin-1"), _behind(view, 3))
+    try:
+        (flags,) = struct.unpack_from("<I", next(parts)[1])
+        dims, name = next(parts)[1], next(parts)[1]
+    except (StopIteration, struct.error):
+        raise ValueError("an array without a head") from None
+    shape = struct.unpack(f"<{len(dims) // 4}i", dims[: len(dims) // 4 * 4])
+    kind = -1 if flags & _COMPLEX else flags & 0xFF
+    return Matrix(kind, shape, str(name, "latin-1"), _behind(view, 3))
 
 
 def _behind(view: memoryview, elements: int) -> memoryview:
@@ -152,7 +172,7 @@ def texts(matrix: Matrix) -> Iterator[str]:
     if matrix.kind != _CELL:
         raise ValueError(f"{matrix.name!r} is no cell array")
     for _, body in _elements(matrix.body):
-        yield _text(_matrix(body))
+        yield text(_matrix(body))
 
 
 def fields(matrix: Matrix, name: str) -> Iterator[Matrix]:
@@ -164,11 +184,11 @@ def fields(matrix: Matrix, name: str) -> Iterator[Matrix]:
     if matrix.kind != _STRUCT:
         raise ValueError(f"{matrix.name!r} is no struct array")
     parts = _elements(matrix.body)
-    (width,) = struct.unpack("<i", next(parts)[1][:4])
-    packed = bytes(next(parts)[1])
-    if width < 1:
+    width, packed = (bytes(next(parts, (0, b""))[1]) for _ in range(2))
+    step = int.from_bytes(width[:4], "little")
+    if step < 1 or not packed:
         raise ValueError("a struct array without field names")
-    names = [packed[i : i + width].split(b"\0")[0] for i in range(0, len(packed), width)]
+    names = [packed[i : i + step].split(b"\0")[0] for i in range(0, len(packed), step)]
     wanted = names.index(name.encode())
     for at, (_, body) in enumerate(parts):
         if at % len(names) == wanted:
@@ -181,17 +201,30 @@ def text(matrix: Matrix) -> str:
     Raises:
         ValueError: it is no string.
     """
-    return _text(matrix)
-
-
-def _text(matrix: Matrix) -> str:
     if matrix.kind == _CELL:
         return next(texts(matrix), "")
     if matrix.kind != _CHAR:
         raise ValueError("an array that is no string")
     kind, data = next(_elements(matrix.body), (_INT8, memoryview(b"")))
-    coding = _TEXTS.get(kind, "latin-1")
-    return str(data, coding if coding in ("latin-1", "utf-8") else f"{coding}-le")
+    if len(matrix.shape) != 2 or matrix.shape[0] > 1:
+        raise ValueError("several lines of letters, where a string is expected")
+    return str(data, _TEXTS.get(kind, "latin-1"), "replace")
+
+
+def numbers(matrix: Matrix) -> NDArray[Any]:
+    """Return an array of numbers, of the size and type that MATLAB shows.
+
+    Raises:
+        ValueError: it is none, or holds more or fewer numbers than its size says.
+    """
+    if matrix.kind not in _CLASSES:
+        raise ValueError(f"{matrix.name!r} is no array of real numbers")
+    kind, data = next(_elements(matrix.body), (_INT8, memoryview(b"")))
+    stored = np.dtype(_STORED.get(kind, "V1")).newbyteorder("<")
+    if stored.kind == "V" or len(data) % stored.itemsize:
+        raise ValueError(f"{matrix.name!r} holds numbers of no known type")
+    values = np.frombuffer(data, stored).reshape(matrix.shape, order="F")
+    return values.astype(_CLASSES[matrix.kind], copy=False)
 
 
 def _element(kind: int, data: bytes) -> bytes:

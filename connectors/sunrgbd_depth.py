@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pipeline.record import Depth
 
 METRES_PER_UNIT: Final = 0.001
+_DOWN, _UP = np.uint16(3), np.uint16(13)
 FILLED, SENSOR = "depth_bfx", "depth"
 
 
@@ -27,12 +28,12 @@ def from_pixels(pixels: NDArray[np.uint16]) -> NDArray[np.uint16]:
     >>> int(from_pixels(np.array([8001], np.uint16))[0])
     9192
     """
-    return (pixels >> 3) | (pixels << 13)
+    return (pixels >> _DOWN) | (pixels << _UP)
 
 
 def to_pixels(millimetres: NDArray[np.uint16]) -> NDArray[np.uint16]:
     """Return the pixels of a depth PNG, the reverse of `from_pixels`."""
-    return (millimetres << 3) | (millimetres >> 13)
+    return (millimetres << _DOWN) | (millimetres >> _UP)
 
 
 def read_map(data: bytes, path: str, shape: tuple[int, int]) -> NDArray[np.uint16]:

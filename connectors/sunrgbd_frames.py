@@ -57,7 +57,8 @@ class Frame:
     def rest(self) -> tuple[list[str], list[str]]:
         """Return the text files that a record keeps as they are, and the files that it leaves."""
         taken = {SEG, self.image, *self.depths.values()}
-        kept, left = [], []
+        kept: list[str] = []
+        left: list[str] = []
         for name, (size, _) in self.files.items():
             if name not in taken:
                 fits = name.endswith(_TEXTS) and size <= MOST_TEXT

@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-import warnings
+import struct
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -57,27 +57,19 @@ def read(data: bytes, path: str) -> Seg:
         CorruptMask: it is no whole MATLAB v5 file with names and labels.
         LabelOutOfRange: a pixel has a number that no name has.
     """
-    import scipy.io
-
-    plain = matlab5.inflated(data, path, _LIMIT)
     try:
-        held = {m.name: m for m in matlab5.variables(plain, path)}
-        if "names" in held and held["names"].count > len(plain):
-            raise ValueError("more names than the file has bytes")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found = scipy.io.loadmat(io.BytesIO(plain), variable_names=["names", *_ARRAYS])
-        names = tuple(_name(cell) for cell in np.ravel(found["names"], order="F"))
+        held = {m.name: m for m in matlab5.variables(data, path, _LIMIT)}
+        names = tuple(matlab5.texts(held["names"]))
+        maps = {name: matlab5.numbers(held[name]) for name in _ARRAYS if name in held}
     except CorruptMask:
         raise
-    except KeyError as error:
-        raise _corrupt(path, f"it holds no variable {error}") from None
-    except Exception as error:  # scipy fails on damaged files in a dozen ways
-        raise _corrupt(path, f"no MATLAB file that can be read ({error})") from None
-    maps = {name: found[name] for name in _ARRAYS if name in found}
+    except KeyError:
+        raise _corrupt(path, "it holds no variable 'names'") from None
+    except (ValueError, struct.error, RecursionError) as error:
+        raise _corrupt(path, f"names or labels cannot be read ({error})") from None
     if "seglabel" not in maps:
         raise _corrupt(path, "it holds no variable 'seglabel'")
-    ids = {name: class_ids(np.asarray(values), path) for name, values in maps.items()}
+    ids = {name: class_ids(values, path) for name, values in maps.items()}
     label, objects = ids["seglabel"], ids.get("seginstances")
     if objects is not None and objects.shape != label.shape:
         raise _corrupt(path, f"seginstances is {objects.shape}, seglabel {label.shape}")
@@ -88,15 +80,6 @@ def read(data: bytes, path: str) -> Seg:
 
 def _corrupt(path: str, cause: str) -> CorruptMask:
     return CorruptMask(path, cause, "replace the file")
-
-
-def _name(cell: Any) -> str:
-    values = np.ravel(cell)
-    if values.dtype.kind == "U" and values.size < 2:
-        return str(values[0]) if values.size else ""
-    if values.size == 0:
-        return ""
-    raise ValueError("a name that is no string")
 
 
 def _checked(seg: Seg, path: str) -> Seg:
@@ -162,8 +145,8 @@ def class_of(name: str, space: LabelSpace) -> int:
 def to_ids(seg: Seg, space: LabelSpace) -> LabelMap:
     """Return the class ids [H, W] of a frame's labels."""
     classes = [space.ignore_index, *(class_of(name, space) for name in seg.names)]
-    ids: LabelMap = np.array(classes, dtype=space.dtype)[seg.label]
-    return ids
+    lut: LabelMap = np.array(classes, dtype=space.dtype)
+    return lut[seg.label]
 
 
 def objects_of(
@@ -222,10 +205,11 @@ def of_record(record: Record, space: LabelSpace) -> tuple[Seg | None, dict[str, 
     ids = masks.decode(record.mask.bytes, record.image_id)
     present = np.flatnonzero(np.bincount(ids.ravel())).tolist()
     kept = [i for i in present if i != space.ignore_index and i in space.by_id]
-    lut = np.zeros(65536, np.uint8 if len(kept) < 256 else np.uint16)
+    lut: LabelMap = np.zeros(65536, np.uint8 if len(kept) < 256 else np.uint16)
     lut[kept] = np.arange(1, len(kept) + 1)
     names = tuple(space.by_id[i].name for i in kept)
-    objects, loss = None, {}
+    objects: LabelMap | None = None
+    loss: dict[str, int] = {}
     if record.instances is not None:
         objects, loss = _numbers(record, ids, space)
     return Seg(names, lut[ids], objects, {}), loss
@@ -237,7 +221,7 @@ def _numbers(record: Record, ids: LabelMap, space: LabelSpace) -> tuple[LabelMap
     numbers = [i.id for i in whole]
     if len(set(numbers)) < len(numbers) or not all(0 < n < 65536 for n in numbers):
         whole = [replace(i, id=n) for n, i in enumerate(whole, 1)]
-    drawn = masks.object_map_from_instances(whole, *ids.shape, record.image_id)
+    drawn = masks.object_map_from_instances(whole, record.height, record.width, record.image_id)
     category = np.full(65536, -1, np.int64)
     category[[i.id for i in whole]] = [i.category for i in whole]
     drawn = np.where(category[drawn] == ids, drawn, 0).astype(drawn.dtype)

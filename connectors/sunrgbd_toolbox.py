@@ -89,11 +89,18 @@ def places(tree: Tree, root: str) -> dict[str, str]:
         for variable in matlab5.variables(tree.read(root + LISTS), path):
             for name, text in _named(variable):
                 key = sequence(text)
-                if name in PARTS or key not in found:
+                if _rank(name) >= _rank(found.get(key)):
                     found[key] = name
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise LayoutError(f"{path}: not a list of splits ({error})") from None
     return found
+
+
+def _rank(name: str | None) -> int:
+    """Return which list decides where several name an image: train is cut, never the others."""
+    if name is None:
+        return 0
+    return 2 if name in PARTS else 1 if name == "alltrain" else 3
 
 
 def _named(variable: matlab5.Matrix) -> Iterator[tuple[str, str]]:
@@ -128,7 +135,7 @@ def order(tree: Tree, root: str) -> dict[str, int]:
             if variable.name.startswith("SUNRGBDMeta"):
                 names = matlab5.fields(variable, "sequenceName")
                 return {sequence(matlab5.text(name)): row for row, name in enumerate(names)}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise LayoutError(f"{path}: not the list of images ({error})") from None
     raise LayoutError(f"{path}: holds no variable SUNRGBDMeta")
 
