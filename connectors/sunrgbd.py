@@ -16,7 +16,8 @@ without labels in the toolbox is an error; one that no list names is unlabelled 
 
 Not kept, but named in extra's `left_out`, and counted when written: `fullres/`, dated backups of
 annotations, other variables of seg.mat. With a `classes.tsv` beside SUNRGBD the dataset holds those
-classes. The copies that number all images (`img-000001.jpg`, `label37/`) are `--format maskdir`'s.
+classes. Frames that are listed and have no folder are no samples: a warning counts them, as most
+copies are a part. Copies that number all images (`img-000001.jpg`, `label37/`) are not read.
 """
 
 from __future__ import annotations
@@ -104,11 +105,11 @@ class SunRgbd:
         labels = tree.entry(root + sunrgbd_toolbox.LABELS).fingerprint if rows else None
         table = root + CLASS_TABLE
         mark = tree.entry(table).fingerprint if tree.exists(table) else None
-        unlisted = 0
+        found = unlisted = 0
         for frame in frames(tree, base):
             name = frame.name if frame.name in listed else sunrgbd_toolbox.sequence(frame.name)
             place, row = listed.get(name), rows.get(name)
-            unlisted += place is None
+            found, unlisted = found + (place is not None), unlisted + (place is None)
             held = SEG in frame.files or row is not None
             split = sunrgbd_toolbox.split_of(place, labelled=held)
             if splits and split not in splits and place not in splits:
@@ -128,8 +129,11 @@ class SunRgbd:
                 split=split,
                 payload=payload,
             )
+        where = tree.url_of(base.rstrip("/"))
         if unlisted:
-            _LOG.warning("%s: no list has %d frames; they are train", tree.url_of(base), unlisted)
+            _LOG.warning("%s: no list has %d frames; those with labels are train", where, unlisted)
+        if 0 < found < len(listed):
+            _LOG.warning("%s: holds %d of the %d frames listed", where, found, len(listed))
 
     def _digest(self, frame: Frame, split: str, payload: dict[str, Any]) -> str:
         read = [SEG, *payload["depth"].values(), *payload["texts"]]
@@ -150,20 +154,18 @@ class SunRgbd:
         shape = (head.height, head.width)
         extra = _extra(tree, folder, said)
         seg = _seg(tree, folder, said, shape, extra)
-        ids, path = _labels(tree, folder, said, shape, seg, space)
+        drawn = None if seg is None else sunrgbd_seg.to_ids(seg, space)
+        ids, path = _labels(tree, folder, said, shape, drawn)
         if ids is None and sample.split != "unlabelled":
             cause = "no such file, nor labels in the toolbox"
             raise MissingFile(path, cause, "restore it, or take the frame out")
-        if seg is not None and ids is not None:
-            mine = sunrgbd_seg.to_ids(seg, space)
-            if "row" in said and (differing := int(np.count_nonzero(mine != ids))):
-                extra["toolbox_differs"] = differing
-        instances = _instances(tree, folder, said, shape, seg, space, extra)
+        if drawn is not None and ids is not drawn:
+            differing = int(np.count_nonzero(drawn != ids))
+            extra |= {"toolbox_differs": differing} if differing else {}
+        instances = _instances(tree, folder, _objects(seg, drawn, shape, space, path), space, extra)
         palette = space.palette() if space.dtype is np.uint8 else None
-        classes = None
-        if ids is not None:
-            where = f"{path}#{said['row'][0]}" if "row" in said else path
-            classes = masks.class_pixels(ids, space, path=where)
+        where = path if ids is drawn else f"{path}#{said['row'][0]}"
+        classes = None if ids is None else masks.class_pixels(ids, space, path=where)
         return Record(
             image_id=sample.image_id,
             dataset=sample.dataset,
@@ -187,7 +189,7 @@ class SunRgbd:
         folder = f"{_BASE}{name}/"
         extra = record.extras() if record.dataset == self.format else {}
         own = "files" in extra
-        kept = with_mask(record, space)
+        kept = record if own and space == label_space(self.native) else with_mask(record, space)
         loss = not_expressed(record, *_NOT_HELD)
         image, cost = put_image(
             sink, f"{folder}image/{extra.get('image') or stem(name)}", record, ("jpeg", "png")
@@ -275,34 +277,40 @@ def _labels(
     folder: str,
     said: dict[str, Any],
     shape: tuple[int, int],
-    seg: Seg | None,
-    space: LabelSpace,
+    drawn: LabelMap | None,
 ) -> tuple[LabelMap | None, str]:
-    """Return the class ids and where they come from: the toolbox before seg.mat."""
+    """Return the class ids and where they come from: the toolbox before seg.mat's, `drawn`."""
     name = said["root"] + sunrgbd_toolbox.LABELS
     if "row" in said:
         row, fingerprint = said["row"]
         ids = sunrgbd_toolbox.read_labels(tree, name, fingerprint, row, shape)
         if ids is not None:
-            return ids.astype(space.dtype, copy=False), tree.url_of(name)
-    return None if seg is None else sunrgbd_seg.to_ids(seg, space), tree.url_of(folder + SEG)
+            return ids, tree.url_of(name)
+    return drawn, tree.url_of(folder + SEG)
+
+
+def _objects(
+    seg: Seg | None,
+    ids: LabelMap | None,
+    shape: tuple[int, int],
+    space: LabelSpace,
+    path: str,
+) -> tuple[tuple[Instance, ...] | None, LabelMap]:
+    """Return the objects of seg.mat, None where it numbers none, and the map of their ids."""
+    if seg is None or ids is None or seg.objects is None:
+        return None, np.zeros(shape, np.uint16)
+    return sunrgbd_seg.objects_of(seg, ids, space, path)
 
 
 def _instances(
     tree: Tree,
     folder: str,
-    said: dict[str, Any],
-    shape: tuple[int, int],
-    seg: Seg | None,
+    objects: tuple[tuple[Instance, ...] | None, LabelMap],
     space: LabelSpace,
     extra: dict[str, Any],
 ) -> tuple[Instance, ...] | None:
-    """Return the objects of seg.mat and the outlines; note in extra what could not be read."""
-    instances: tuple[Instance, ...] | None = None
-    drawn: LabelMap = np.zeros(shape, np.uint16)
-    if seg is not None and seg.objects is not None:
-        path, ids = tree.url_of(folder + SEG), sunrgbd_seg.to_ids(seg, space)
-        instances, drawn = sunrgbd_seg.objects_of(seg, ids, space, path)
+    """Add the outlines to the objects of seg.mat; note in extra what could not be read."""
+    instances, drawn = objects
     text = extra["files"].get(sunrgbd_polygons.INDEX)
     if text is None:
         return instances
@@ -363,7 +371,7 @@ def _write_depth(
     for below, values in maps.items():
         target = folder + safe_name(names[below], record.image_id)
         sink.write(target, masks.encode(sunrgbd_depth.to_pixels(values)))
-    return names.get(sunrgbd_depth.FILLED) or names[sunrgbd_depth.SENSOR]
+    return names[next(iter(maps))]
 
 
 def _intrinsics(extra: dict[str, Any]) -> list[float] | None:

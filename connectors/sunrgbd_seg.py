@@ -60,7 +60,9 @@ def read(data: bytes, path: str) -> Seg:
     try:
         held = {m.name: m for m in matlab5.variables(data, path, _LIMIT)}
         names = tuple(matlab5.texts(held["names"]))
-        maps = {name: matlab5.numbers(held[name]) for name in _ARRAYS if name in held}
+        maps: dict[str, NDArray[Any]] = {
+            name: matlab5.numbers(held[name]) for name in _ARRAYS if name in held
+        }
     except CorruptMask:
         raise
     except KeyError:
@@ -73,7 +75,7 @@ def read(data: bytes, path: str) -> Seg:
     label, objects = ids["seglabel"], ids.get("seginstances")
     if objects is not None and objects.shape != label.shape:
         raise _corrupt(path, f"seginstances is {objects.shape}, seglabel {label.shape}")
-    types = {n: str(v.dtype) for n, v in maps.items() if v.dtype != ids[n].dtype}
+    types: dict[str, str] = {n: str(v.dtype) for n, v in maps.items() if v.dtype != ids[n].dtype}
     left = tuple(sorted(set(held) - {"names", *_ARRAYS, ""}))
     return _checked(Seg(names, label, objects, types, left), path)
 

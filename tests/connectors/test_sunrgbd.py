@@ -63,7 +63,8 @@ class TestSunRgbd(Conformance):
     connector = SUNRGBD
 
     def make_tree(self, root: Path) -> Made:
-        ids, splits = {}, {"test": [], "train": []}  # type: dict[str, Any], dict[str, list[str]]
+        ids = {}
+        splits: dict[str, list[str]] = {"test": [], "train": []}
         for seed, (name, split) in enumerate(FRAMES.items()):
             ids[f"{split}/{name}"] = write_frame(root, name, seed)
             splits[split].append(name)
@@ -345,7 +346,11 @@ def test_frames_of_no_list(frame: Path, tmp_path: Path, caplog: pytest.LogCaptur
     assert read(root / "SUNRGBD/mine/b3dodata/img_0063").split == "train"
     assert "1 frames" in caplog.text
     (root / "SUNRGBD/mine/b3dodata/img_0063/seg.mat").unlink()
-    assert read(root / "SUNRGBD/mine/b3dodata/img_0063").split == "unlabelled"
+    record = read(root / "SUNRGBD/mine/b3dodata/img_0063")
+    assert (record.split, record.mask) == ("unlabelled", None)
+    assert record.instances
+    back, loss = again(record, tmp_path)
+    assert (bare(back), loss) == (bare(record), {})
 
 
 def test_root_may_be_the_frames_own_folder(frame: Path) -> None:
