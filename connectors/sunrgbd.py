@@ -155,7 +155,7 @@ class SunRgbd:
         extra = _extra(tree, folder, said)
         seg = _seg(tree, folder, said, shape, extra)
         drawn = None if seg is None else sunrgbd_seg.to_ids(seg, space)
-        ids, path = _labels(tree, folder, said, shape, drawn)
+        ids, path = _labels(tree, folder, said, shape, drawn, space)
         if ids is None and sample.split != "unlabelled":
             cause = "no such file, nor labels in the toolbox"
             raise MissingFile(path, cause, "restore it, or take the frame out")
@@ -278,6 +278,7 @@ def _labels(
     said: dict[str, Any],
     shape: tuple[int, int],
     drawn: LabelMap | None,
+    space: LabelSpace,
 ) -> tuple[LabelMap | None, str]:
     """Return the class ids and where they come from: the toolbox before seg.mat's, `drawn`."""
     name = said["root"] + sunrgbd_toolbox.LABELS
@@ -285,7 +286,9 @@ def _labels(
         row, fingerprint = said["row"]
         ids = sunrgbd_toolbox.read_labels(tree, name, fingerprint, row, shape)
         if ids is not None:
-            return ids, tree.url_of(name)
+            # Only widened: a number too big for the space must be seen, not wrapped round.
+            wide = space.dtype is np.uint16
+            return ids.astype(np.uint16) if wide else ids, tree.url_of(name)
     return drawn, tree.url_of(folder + SEG)
 
 

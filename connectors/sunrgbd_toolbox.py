@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from connectors import matlab5
-from pipeline.errors import CorruptMask, LayoutError, SizeMismatch
+from pipeline.errors import CorruptMask, InputError, LayoutError, SizeMismatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -173,7 +173,8 @@ def read_labels(
             raise CorruptMask(path, f"labels of type {found.dtype}", "replace the file")
         return class_ids(found[()].T, path)
     except (OSError, KeyError, ValueError, RuntimeError, TypeError, IndexError) as error:
-        if isinstance(error, CorruptMask | SizeMismatch):
+        # An error with a number is the disk's or the network's, and may pass.
+        if isinstance(error, InputError) or getattr(error, "errno", None):
             raise
         raise CorruptMask(path, f"no labels can be read ({error})", "replace the file") from None
 
