@@ -34,9 +34,9 @@ NATIVE: Final = "sunrgbd-37"
 MOST_OBJECTS: Final = 2000
 """More objects of one image than that are noise; each costs a look at every pixel."""
 
+_DENSE: Final = 1 << 22  # pairs that may be counted in an array; more are sorted
 _ARRAYS: Final = ("seglabel", "seginstances")
 _LIMIT: Final = 1 << 28
-_TYPES: Final = ("uint8", "uint16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,28 +162,26 @@ def objects_of(
     Raises:
         CorruptMask: there are too many of them.
     """
-    numbers = seg.objects if seg.objects is not None else np.zeros_like(seg.label)
+    numbers = np.zeros_like(seg.label) if seg.objects is None else seg.objects
     step = int(numbers.max()) + 1
     keys = seg.label.astype(np.int64) * step + numbers
-    if step * (len(seg.names) + 1) <= 1 << 22:
-        found = np.flatnonzero(np.bincount(keys.ravel()))
+    if step * (len(seg.names) + 1) <= _DENSE:
+        places = found = np.flatnonzero(np.bincount(keys.ravel()))
     else:
-        found = np.unique(keys)
-    pairs = [divmod(key, step) for key in found.tolist()]
-    pairs = [pair for pair in pairs if pair[0] and pair[1]]
+        found, inverse = np.unique(keys, return_inverse=True)
+        places, keys = np.arange(len(found)), inverse.reshape(keys.shape)
+    known = zip(places.tolist(), found.tolist(), strict=True)
+    pairs = {place: divmod(key, step) for place, key in known if key >= step and key % step}
     if len(pairs) > MOST_OBJECTS:
         raise _corrupt(path, f"{len(pairs)} objects in one image")
-    unique = len({number for _, number in pairs}) == len(pairs)
-    drawn = np.zeros(seg.label.shape, np.uint16)
+    unique = len({number for _, number in pairs.values()}) == len(pairs)
+    lut = np.zeros(int(places[-1]) + 1, np.uint16)
     names: dict[int, tuple[int, int]] = {}
-    lut = np.zeros(len(found), np.uint16)
-    for place, (at, number) in enumerate(pairs, 1):
+    for count, (place, (at, number)) in enumerate(pairs.items(), 1):
         if class_of(seg.names[at - 1], space) != space.ignore_index:
-            name = number if unique else place
-            names[name] = (at, number)
-            lut[np.searchsorted(found, at * step + number)] = name
-    if names:
-        drawn = lut[np.searchsorted(found, keys)] if step > 1 else drawn
+            name = number if unique else count
+            names[name], lut[place] = (at, number), name
+    drawn = lut[keys]
     instances = masks.instances_from_maps(ids, drawn, space)
     return tuple(_named(i, names[i.id], seg) for i in instances), drawn
 

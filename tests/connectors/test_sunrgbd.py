@@ -240,8 +240,12 @@ def test_any_labels_and_numbers_come_back(data: st.DataObject) -> None:
     np.testing.assert_array_equal(found["seginstances"], numbers)
 
 
-def test_objects_are_names_with_numbers(frame: Path) -> None:
+@pytest.mark.parametrize("dense", [0, 1 << 22])
+def test_objects_are_names_with_numbers(
+    frame: Path, dense: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Numbers count within a name; names of no class make no objects; outlines join by name."""
+    monkeypatch.setattr(sunrgbd_seg, "_DENSE", dense)
     label, numbers = np.zeros((2, *SHAPE), np.uint8)
     label[:4], numbers[:2], numbers[2:4] = 4, 1, 2  # two chairs
     label[4:6], numbers[4:6] = 2, 1  # no class
