@@ -1,4 +1,4 @@
-"""SUN RGB-D's files as tests make them: by scipy, h5py and Pillow, not by the code under test."""
+"""SUN RGB-D's files as tests make them, by scipy, h5py and Pillow; and one frame read and written."""
 
 from __future__ import annotations
 
