@@ -1,4 +1,4 @@
-"""SUN RGB-D's files as tests make them, by scipy, h5py and Pillow; and one frame read and written."""
+"""SUN RGB-D's files as tests make them, by scipy, h5py and Pillow; one frame read and written."""
 
 from __future__ import annotations
 
