@@ -17,6 +17,7 @@ CONNECTORS: Final[Mapping[str, str]] = {
     "camvid-11": "connectors.camvid:CAMVID_11",
     "cityscapes": "connectors.cityscapes:CITYSCAPES",
     "maskdir": "connectors.maskdir:MASKDIR",
+    "sunrgbd": "connectors.sunrgbd:SUNRGBD",
     "voc": "connectors.voc:VOC",
 }
 
