@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 DepthMap: TypeAlias = "NDArray[np.uint16] | NDArray[np.float32]"
 """Depth of pixels: [H, W], uint16 or float32."""
 
-_PREDICTOR: Final = 317
-_OF_NEIGHBOURS, _OF_FLOATS = 2, 3
+_LEVEL: Final = 4
+"""Two thirds of the time of the usual 6, for 2 % more bytes."""
 
 
 def encode(depth: DepthMap, raw: DepthMap | None = None) -> bytes:
@@ -32,23 +32,26 @@ def encode(depth: DepthMap, raw: DepthMap | None = None) -> bytes:
     Raises:
         ValueError: not two dimensions, not uint16 or float32, or the two differ in size or type.
     """
-    from PIL import Image
+    import tifffile
 
     if depth.ndim != 2 or depth.dtype not in (np.uint16, np.float32):
         raise ValueError(f"depth is {depth.dtype} {depth.shape}; expected uint16 or float32 [H, W]")
     if raw is not None and (raw.shape, raw.dtype) != (depth.shape, depth.dtype):
         raise ValueError(f"raw depth is {raw.dtype} {raw.shape}, depth {depth.dtype} {depth.shape}")
-    pages = [Image.fromarray(np.ascontiguousarray(p)) for p in (depth, raw) if p is not None]
-    predictor = _OF_FLOATS if depth.dtype == np.float32 else _OF_NEIGHBOURS
     file = io.BytesIO()
-    pages[0].save(
-        file,
-        "TIFF",
-        compression="tiff_adobe_deflate",
-        tiffinfo={_PREDICTOR: predictor},
-        save_all=True,
-        append_images=pages[1:],
-    )
+    with tifffile.TiffWriter(file) as tiff:
+        for page in (depth, raw):
+            if page is not None:
+                tiff.write(
+                    page,
+                    photometric="minisblack",
+                    compression="adobe_deflate",
+                    compressionargs={"level": _LEVEL},
+                    predictor=True,
+                    rowsperstrip=len(page),
+                    metadata=None,
+                    software=False,
+                )
     return file.getvalue()
 
 
