@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from connectors.base import Connector
 
 CONNECTORS: Final[Mapping[str, str]] = {
+    "ade20k": "connectors.ade20k:ADE20K",
     "camvid": "connectors.camvid:CAMVID",
     "camvid-11": "connectors.camvid:CAMVID_11",
     "maskdir": "connectors.maskdir:MASKDIR",
