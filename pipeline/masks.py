@@ -21,8 +21,10 @@ from pipeline.instances import (
     polygons_to_rle,
     rle_area,
     rle_bbox,
+    rle_crop,
     rle_decode,
     rle_encode,
+    rle_encode_at,
     rle_from_runs,
     rle_runs,
 )
@@ -49,8 +51,10 @@ __all__ = [
     "recode",
     "rle_area",
     "rle_bbox",
+    "rle_crop",
     "rle_decode",
     "rle_encode",
+    "rle_encode_at",
     "rle_from_runs",
     "rle_runs",
 ]
