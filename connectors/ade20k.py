@@ -28,6 +28,7 @@ from connectors.list_files import ListFiles, OnePlaceEach, one_line
 from pipeline import png
 from pipeline.derive import with_mask
 from pipeline.errors import CorruptMask, UnknownName
+from pipeline.files import safe_name
 from pipeline.images import IMAGE_SUFFIXES, read_header
 from pipeline.label_space import label_space
 from pipeline.record import SPLITS, File, Provenance, Record, Sample
@@ -140,7 +141,8 @@ class Ade20k:
 
     def write(self, sink: Sink, record: Record, space: LabelSpace) -> Written:
         """Write a record's image, and its mask where it has one or can be painted one."""
-        name, kept = one_line(record.image_id), with_mask(record, space)
+        name = safe_name(one_line(record.image_id), record.image_id)
+        kept = with_mask(record, space)
         label = grey_png(kept, space)
         split = record.split if label or record.split not in _MASKED else "unlabelled"
         folder = f"{_TARGET}images/{FOLDERS[split]}"

@@ -23,9 +23,12 @@ SPLIT_OF: Final = {
 }
 """The split of each folder below the images."""
 
+_MASK: Final = re.compile(
+    r"(?P<stem>(?:.*/)?(?P<base>[^/]+))/(?P<mask>instance_[0-9]+_(?P=base)\.png)", re.DOTALL
+)
 _KINDS: Final = re.compile(
-    r"(?P<stem>(?:.*/)?(?P<base>[^/]+?))(?:(?P<image>\.jpe?g)|(?P<json>\.json)|(?P<atr>_atr\.txt)|(?P<seg>_seg\.png)"
-    r"|_parts_(?P<parts>[1-9][0-9]?)\.png|/(?P<mask>instance_[0-9]+_(?P=base)\.png))",
+    r"(?P<stem>.*?)(?:(?P<image>\.jpe?g)|(?P<json>\.json)|(?P<atr>_atr\.txt)|(?P<seg>_seg\.png)"
+    r"|_parts_(?P<parts>[1-9][0-9]?)\.png)",
     re.IGNORECASE | re.DOTALL,
 )
 _SUFFIXES: Final = (".jpg", ".jpeg", ".json", ".txt", ".png")
@@ -82,16 +85,29 @@ def place(tree: Tree) -> tuple[str, str]:
         return "ADE" in names or bool(SPLIT_OF.keys() & set(names))
 
     expected = "folders training and validation of a full release, as in images/ADE"
-    base = find_root(tree, expected, fits)
+    try:
+        base = find_root(tree, expected, fits)
+    except LayoutError:
+        _refuse_sceneparsing(tree)
+        raise
     if tree.isdir(base + "ADE"):
         base += "ADE/"
     root = base.removesuffix("ADE/").removesuffix("images/")
     if root != base and tree.isdir(root + "annotations"):
-        raise LayoutError(
-            f"{tree.url_of(root)}: annotations beside images are SceneParsing's; read it with "
-            "--format ade20k"
-        )
+        _refuse_sceneparsing(tree)
     return base, root
+
+
+def _refuse_sceneparsing(tree: Tree) -> None:
+    both = {"images", "annotations"}
+    try:
+        root = find_root(tree, "SceneParsing", lambda names: both <= set(names))
+    except LayoutError:
+        return
+    raise LayoutError(
+        f"{tree.url_of(root)}: annotations beside images are SceneParsing's; read it with "
+        "--format ade20k"
+    )
 
 
 def groups(tree: Tree, folder: str) -> Iterator[Group]:
@@ -102,7 +118,7 @@ def groups(tree: Tree, folder: str) -> Iterator[Group]:
     """
     held: list[Group] = []
     for entry in tree.walk(folder, _SUFFIXES):
-        match = _KINDS.fullmatch(entry.name)
+        match = _MASK.fullmatch(entry.name) or _KINDS.fullmatch(entry.name)
         if match is None or match.lastgroup is None:
             continue
         while held and not entry.name.startswith(held[-1].stem):

@@ -56,6 +56,7 @@ from connectors.list_files import OnePlaceEach, one_line
 from pipeline import masks
 from pipeline.derive import with_instances, with_mask
 from pipeline.errors import SizeMismatch, UnknownName
+from pipeline.files import safe_name
 from pipeline.images import read_header
 from pipeline.record import SPLITS, File, Provenance, Record, Sample
 
@@ -152,7 +153,7 @@ class Ade20kFull:
 
     def write(self, sink: Sink, record: Record, space: LabelSpace) -> Written:
         """Write an image's files: as they were read, else in the layout of 2021."""
-        name = one_line(record.image_id)
+        name = safe_name(one_line(record.image_id), record.image_id)
         extra = record.extras() if record.dataset == self.format else {}
         release = "2017" if extra.get("release") == "2017" else "2021"
         loss = not_expressed(record, *_NOT_HELD)

@@ -16,6 +16,7 @@ import io
 import pickle
 import zlib
 from functools import lru_cache
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -131,11 +132,11 @@ def read_pickle(file: Any, path: str) -> dict[str, Any]:
     """
     try:
         index = _Plain(file).load()
+        if isinstance(index, dict):
+            return {str(k): v.tolist() if isinstance(v, _Array) else v for k, v in index.items()}
     except Exception as error:  # a damaged pickle raises nearly anything
         raise LayoutError(f"{path}: cannot be read as plain data ({error}); {_ADVICE}") from None
-    if not isinstance(index, dict):
-        raise LayoutError(f"{path}: holds no dict; {_ADVICE}")
-    return {str(k): v.tolist() if isinstance(v, _Array) else v for k, v in index.items()}
+    raise LayoutError(f"{path}: holds no dict; {_ADVICE}")
 
 
 class _Plain(pickle.Unpickler):
@@ -175,9 +176,10 @@ class _Dtype:
         self.order = ">" if state[1] == ">" else "<"
 
     def values(self, data: bytes) -> list[Any]:
-        if self.code[:1] not in "biufUS?" or self.code == "":
+        if self.code.lstrip("<>|=")[:1] not in tuple("biufUS?"):
             raise pickle.UnpicklingError(f"it holds an array of type {self.code!r}")
-        found = np.frombuffer(data, np.dtype(self.code).newbyteorder(self.order))
+        kind = np.dtype(self.order + self.code.lstrip("<>|="))
+        found = np.frombuffer(data, kind)
         plain: list[Any] = found.tolist()
         return plain
 
@@ -255,7 +257,7 @@ def write_index(
         pickler.fast = True  # no memo: it would hold every text
         columns = ("filename", "folder", "scene")
         index: dict[str, Any] = {
-            name: _Streamed(row[at] for row in rows()) for at, name in enumerate(columns)
+            name: _Streamed(map(itemgetter(at), rows())) for at, name in enumerate(columns)
         }
         pickler.dump(index | {"objectnames": names})
     if space_of({n: name for n, name in enumerate(names, 1) if name}) != space:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from connectors.ade20k_layers import Patch, draw, numbering
+from connectors.ade20k_layers import TOP_NUMBER, Patch, draw, numbering
 from pipeline import masks
 from pipeline.errors import BadAnnotation, CorruptMask, LabelOutOfRange, SizeMismatch
 from pipeline.record import Instance
@@ -51,8 +51,9 @@ def from_masks(
     """
     instances, patches = [], []
     for item in noted:
-        category = int(numbering(scene.space).to_id[item.number]) if item.number >= 0 else -1
-        if not 0 <= item.number < 65536 or category not in scene.space.by_id:
+        in_range = 0 <= item.number <= TOP_NUMBER
+        category = int(numbering(scene.space).to_id[item.number]) if in_range else -1
+        if category not in scene.space.by_id:
             raise LabelOutOfRange(
                 path,
                 f"object {item.id} ({item.name!r}) has class number {item.number}, which label "
