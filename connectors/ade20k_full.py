@@ -14,7 +14,8 @@ as text in the record's extra, and not again in its objects. Files that the obje
 back pixel for pixel are kept there, too.
 
 Records of other formats are written in the layout of 2021, in split folders `testing` and
-`unlabelled`, too. An image in those needs no labels.
+`unlabelled`, too. An image in those needs no labels. Records of both releases go into a folder
+each, and are two datasets from then on.
 """
 
 from __future__ import annotations

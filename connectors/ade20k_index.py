@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from connectors.ade20k_files import SPLIT_OF, groups
-from connectors.ade20k_layers import numbering, read_layer
+from connectors.ade20k_layers import TOP_NUMBER, numbering, read_layer
 from connectors.ade20k_notes import atr_lines, json_objects
 from connectors.class_table import classes_of, write_classes
 from pipeline.errors import InputError, LayoutError
@@ -53,13 +53,13 @@ def space_of(names: dict[int, str]) -> LabelSpace:
     """
     seen, classes = {_OTHER}, [LabelClass(0, _OTHER, (0, 0, 0), void=True)]
     for number in sorted(names):
-        name = names[number]
-        if name in seen:
+        name = names[number].encode("utf-8", "replace").decode("utf-8")  # JSON may hold half a pair
+        while name in seen:
             name = f"{name} #{number}"
         seen.add(name)
         classes.append(LabelClass(number, name, voc_colour(number)))
     text = repr([(c.id, c.name) for c in classes])
-    mark = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=4).hexdigest()
+    mark = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
     return LabelSpace(f"{FAMILY}-{mark}", tuple(classes), 0)
 
 
@@ -116,7 +116,7 @@ def _from_matlab(tree: Tree, name: str, fingerprint: str) -> LabelSpace:
 def _from_names(names: Any, path: str) -> LabelSpace:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise LayoutError(f"{path}: objectnames is no list of names; {_ADVICE}")
-    if len(names) > 25 * 256 + 255:
+    if len(names) > TOP_NUMBER:
         raise LayoutError(f"{path}: {len(names)} objectnames are more than masks hold; {_ADVICE}")
     return space_of({n: name for n, name in enumerate(names, 1) if name})
 
@@ -125,7 +125,9 @@ def _from_names(names: Any, path: str) -> LabelSpace:
 
 
 def read_pickle(file: Any, path: str) -> dict[str, Any]:
-    """Return an index as plain data; arrays become lists, those of over 64 MiB None.
+    """Return an index as plain data; arrays of one dimension become lists, other arrays None.
+
+    Memory is that of the file, for the time of the call.
 
     Raises:
         LayoutError: it is damaged, no dict, or names anything but plain data.
@@ -185,7 +187,7 @@ class _Dtype:
 
 
 class _Array:
-    """An array's parts as its pickle gives them; big ones let go of their bytes at once."""
+    """An array's parts as its pickle gives them; nothing is made of the big ones."""
 
     __slots__ = ("_dtype", "_shape", "_values")
 
@@ -296,7 +298,7 @@ def _named(tree: Tree, group: Group) -> Iterator[tuple[int, str]]:
     if group.note == "json":
         path = f"{group.stem}.json"
         for item in json_objects(tree.read_text(path), tree.url_of(path)):
-            if item.number > 0 and item.name:
+            if 0 < item.number <= TOP_NUMBER and item.name:
                 yield item.number, item.name
     elif group.note == "atr":
         path = f"{group.stem}_atr.txt"

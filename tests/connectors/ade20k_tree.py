@@ -9,13 +9,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from tests.connectors.trees import grey, photo, put, rgb_png
+from connectors.ade20k_full import ADE20K_FULL
+from pipeline.files import open_tree
+from tests.connectors.trees import grey, photo, put, random_ids, rgb_png
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from pipeline.record import Record
+
+SHAPE = (12, 16)
+TOP = "ADE20K_2021_17_01/"
+BASE = f"{TOP}images/ADE/"
 NAMES = {
     187: "bicycle, bike",
     312: "building, edifice",
@@ -38,8 +45,9 @@ def numbers_and_ranks(data: bytes) -> tuple[NDArray[Any], NDArray[Any]]:
         assert image.mode == "RGB"
         red, green, blue = np.moveaxis(np.array(image).astype(int), 2, 0)
     assert not (red % 10).any()
-    _, ranks = np.unique(np.append(blue, 0), return_inverse=True)
-    return red // 10 * 256 + green, ranks[:-1].reshape(blue.shape)
+    present = np.bincount(blue.ravel(), minlength=256) > 0
+    present[0] = False
+    return red // 10 * 256 + green, np.cumsum(present)[blue] * (blue > 0)
 
 
 def put_image_2021(
@@ -86,3 +94,25 @@ def _item(number: int, class_number: int, name: str, **more: Any) -> dict[str, A
         "instance_mask": f"{name}/instance_{number:03d}_{name}.png",
         "polygon": {"x": [1, 2, 2], "y": [1, 1, 2]}, "saved_date": "25-Sep-2005 20:19:10",
     } | more  # fmt: skip
+
+
+def street(seed: int) -> NDArray[Any]:
+    """Return class numbers [12, 16] in which every class occurs."""
+    return np.array([0, *NAMES])[random_ids(range(6), SHAPE, seed)]
+
+
+def records_of(root: Path | str) -> list[Record]:
+    """Read all images of a dataset."""
+    tree = open_tree(str(root))
+    return [ADE20K_FULL.read(tree, sample) for sample in ADE20K_FULL.list(tree, ())]
+
+
+def only(root: Path | str) -> Record:
+    """Read the one image of a dataset."""
+    (record,) = records_of(root)
+    return record
+
+
+def tail(stem: Path, end: str) -> Path:
+    """Return the file of a stem with this ending."""
+    return stem.with_name(stem.name + end)
