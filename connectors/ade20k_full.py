@@ -133,8 +133,10 @@ class Ade20kFull:
     def read(self, tree: Tree, sample: Sample) -> Record:
         """Read one image's masks and annotation."""
         payload = sample.payload
-        known = known_classes if payload["table"] else None
-        space = known(tree, *payload["classes"]) if known else unpack_numbers(*payload["classes"])
+        if payload["table"]:
+            space = known_classes(tree, *payload["classes"])
+        else:
+            space = unpack_numbers(*payload["classes"])
         head = read_header(tree, payload["image"])
         record = Record(
             image_id=sample.image_id,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import posixpath
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     from pipeline.label_space import LabelSpace
     from pipeline.record import Instance, Record
+
+
+_NOTHING: Final = (np.zeros((0, 0), np.bool_), (0, 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +88,6 @@ def _things(record: Record, ids: list[int]) -> list[_Thing]:
         else t
         for at, t in enumerate(cut)
     ]
-
-
-_NOTHING = (np.zeros((0, 0), np.bool_), (0, 0))
 
 
 def _level(instance: Instance) -> int:
