@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from connectors.base import Connector
 
 CONNECTORS: Final[Mapping[str, str]] = {
+    "ade20k": "connectors.ade20k:ADE20K",
+    "ade20k-full": "connectors.ade20k_full:ADE20K_FULL",
     "camvid": "connectors.camvid:CAMVID",
     "camvid-11": "connectors.camvid:CAMVID_11",
     "cityscapes": "connectors.cityscapes:CITYSCAPES",

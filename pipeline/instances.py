@@ -37,10 +37,18 @@ def _runs_of(binary: NDArray[np.bool_ | np.uint8]) -> Runs:
     top, bottom = int(rows[0]), int(rows[-1]) + 1
     columns = np.flatnonzero(binary[top:bottom].any(axis=0))
     left, right = int(columns[0]), int(columns[-1]) + 1
+    return _runs_at(binary[top:bottom, left:right], top, left, height, width)
+
+
+def _runs_at(
+    crop: NDArray[np.bool_ | np.uint8], top: int, left: int, height: int, width: int
+) -> Runs:
+    """Return the run lengths in an image [height, width] of what a crop of it holds."""
+    rows, columns = crop.shape
     # A zero below each column ends its run; a box of full height must not cut runs that go on.
-    step = height if bottom - top == height else bottom - top + 1
-    box = np.zeros((right - left, step), dtype=np.bool_)
-    box[:, : bottom - top] = binary[top:bottom, left:right].T != 0
+    step = height if rows == height else rows + 1
+    box = np.zeros((columns, step), dtype=np.bool_)
+    box[:, :rows] = crop.T != 0
     flat = np.concatenate(([False], box.ravel(), [False]))
     edges = np.flatnonzero(flat[1:] != flat[:-1])
     column, row = np.divmod(edges, step)
@@ -111,6 +119,37 @@ def rle_decode(
     runs = _fitting(_unpack(counts, path), height, width, path)
     flat = np.repeat((np.arange(len(runs)) & 1).astype(np.uint8), runs)
     return flat.reshape(width, height).T
+
+
+def rle_encode_at(
+    crop: NDArray[np.bool_ | np.uint8], corner: tuple[int, int], shape: tuple[int, int]
+) -> str:
+    """Return the compressed run lengths, in an image [H, W] of `shape`, of a crop of it.
+
+    `corner` is (row, column) of the crop's first pixel: the rest of the image is not looked at.
+    """
+    return _pack(_runs_at(crop, *corner, *shape))
+
+
+def rle_crop(
+    counts: str, height: int, width: int, path: str = "run lengths"
+) -> tuple[NDArray[np.bool_], tuple[int, int]]:
+    """Return the object's pixels in its box, bool [h, w], and the box's (row, column).
+
+    An object without pixels has a crop of no size.
+
+    Raises:
+        BadAnnotation: the text is malformed, or of another size.
+    """
+    runs = _fitting(_unpack(counts, path), height, width, path)
+    x, y, w, h = map(int, _box(runs, height))
+    flat = np.zeros(w * height, dtype=np.bool_)
+    if w:
+        inside = runs[1 : len(runs) // 2 * 2]  # from the first pixel of the object to its last
+        here = np.repeat((np.arange(len(inside)) & 1) == 0, inside)
+        first = int(runs[0]) - x * height
+        flat[first : first + len(here)] = here
+    return flat.reshape(w, height).T[y : y + h], (y, x)
 
 
 def rle_runs(counts: str, path: str = "run lengths") -> list[int]:

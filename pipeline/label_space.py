@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 
 from pipeline.errors import RemapError, UnknownName, UsageError
-from pipeline.label_tables import LABEL_SPACES, TABLES, plain, routes, rows, steps, table
+from pipeline.label_tables import (
+    LABEL_SPACES,
+    TABLES,
+    open_tables,
+    plain,
+    routes,
+    rows,
+    steps,
+    table,
+)
 from pipeline.loss import Loss
 
 if TYPE_CHECKING:
@@ -326,6 +335,9 @@ def _is_built_in(space: LabelSpace) -> bool:
 def find_remap(source: LabelSpace, target: LabelSpace) -> Remap:
     """Find the remap that loses least: identity, a table, equal names, the way by `unified`.
 
+    A space that a dataset brings itself has a table by its name: `ade20k-full-5f0c` goes by
+    `ade20k-full_to_ade20k-150`, which has that release's class numbers.
+
     Equal names serve when either space has all the classes of the other; when no table leads
     further, some shared names are enough.
 
@@ -335,6 +347,9 @@ def find_remap(source: LabelSpace, target: LabelSpace) -> Remap:
     names = _by_names(source, target)
     if source.classes == target.classes and source.ignore_index == target.ignore_index:
         return _remap(source, target, {c.name: c.name for c in source.classes}, ())
+    by_table = _by_open_table(source, target)
+    if by_table is not None:
+        return by_table
     tables = _is_built_in(source) and _is_built_in(target)
     if tables and (source.name, target.name) in TABLES:
         return _remap(source, target, table(source.name, target.name), ())
@@ -349,6 +364,23 @@ def find_remap(source: LabelSpace, target: LabelSpace) -> Remap:
     if matched:
         return _remap(source, target, names, ())
     raise RemapError(_no_way(source, target))
+
+
+def _by_open_table(source: LabelSpace, target: LabelSpace) -> Remap | None:
+    """Return the remap by a table for spaces that datasets bring, and onward from its target."""
+    if not _is_built_in(target):
+        return None
+    for way in open_tables(source.name):
+        first, route = table(*way), routes(way[1]).get(target.name)
+        onward = _chain(route) if route else {}
+        names = {}
+        for c in source.classes:
+            step = first.get(c.name) or first.get(str(c.id))
+            if step in onward:
+                names[c.name] = onward[step]
+        if route and names:
+            return _remap(source, target, names, route[:-1])
+    return None
 
 
 def _chain(route: tuple[str, ...]) -> Names:

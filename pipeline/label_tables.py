@@ -41,6 +41,21 @@ _UNIFIED: Final = tuple(
 )
 """The spaces with a table to `unified` and one back."""
 
+_OPEN: Final = frozenset(
+    (source, target)
+    for source, mark, target in (name.partition("_to_") for name in _FILES)
+    if mark and source not in LABEL_SPACES and target in LABEL_SPACES
+)
+"""Tables of spaces that a dataset brings itself, such as the classes of an ADE20K release."""
+
+
+def open_tables(name: str) -> tuple[tuple[str, str], ...]:
+    """Return the tables for a space that is not built in, called as a table's source or NAME-x.
+
+    Such a table has class names, or class numbers, on the left.
+    """
+    return tuple(way for way in sorted(_OPEN) if name == way[0] or name.startswith(way[0] + "-"))
+
 
 def rows(name: str) -> Iterator[list[str]]:
     """Yield the cells of each line below the header of `name.tsv`."""

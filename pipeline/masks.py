@@ -22,8 +22,10 @@ from pipeline.instances import (
     regions,
     rle_area,
     rle_bbox,
+    rle_crop,
     rle_decode,
     rle_encode,
+    rle_encode_at,
     rle_from_runs,
     rle_runs,
 )
@@ -51,8 +53,10 @@ __all__ = [
     "regions",
     "rle_area",
     "rle_bbox",
+    "rle_crop",
     "rle_decode",
     "rle_encode",
+    "rle_encode_at",
     "rle_from_runs",
     "rle_runs",
 ]

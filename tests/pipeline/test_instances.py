@@ -289,3 +289,28 @@ def test_blobs_as_run_lengths_and_back() -> None:
         text = masks.rle_encode(mask == value)
         assert text == by_coco(mask == value)["counts"].decode()
         np.testing.assert_array_equal(masks.rle_decode(text, 480, 640), mask == value)
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_crops_as_run_lengths_and_back(data: st.DataObject) -> None:
+    """A crop coded at its corner is the whole mask coded; decoding gives its tight box."""
+    mask = data.draw(
+        arrays.arrays(np.bool_, arrays.array_shapes(min_dims=2, max_dims=2, max_side=9))
+    )
+    top, left = (data.draw(st.integers(0, side - 1)) for side in mask.shape)
+    bottom, right = (
+        data.draw(st.integers(first + 1, side))
+        for first, side in zip((top, left), mask.shape, strict=True)
+    )
+    mask[:top], mask[bottom:], mask[:, :left], mask[:, right:] = False, False, False, False
+    text = masks.rle_encode_at(mask[top:bottom, left:right], (top, left), mask.shape)
+    assert text == by_coco(mask)["counts"].decode()
+    crop, (y, x) = masks.rle_crop(text, *mask.shape)
+    back = np.zeros_like(mask)
+    back[y : y + crop.shape[0], x : x + crop.shape[1]] = crop
+    np.testing.assert_array_equal(back, mask)
+    if crop.size:
+        assert all(edge.any() for edge in (crop[0], crop[-1], crop[:, 0], crop[:, -1]))
+    else:
+        assert not mask.any()

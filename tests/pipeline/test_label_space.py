@@ -254,6 +254,20 @@ def test_a_users_space_maps_by_names() -> None:
         find_remap(space_of("p", "q"), space_of("x", "y", name="yours"))
 
 
+def test_a_space_that_a_dataset_brings_has_a_table_by_its_name() -> None:
+    """mapFromADE.txt has numbers; what the classes are called does not matter."""
+    numbered = tuple(LabelClass(i, f"n{i}", (0, 0, 0), void=not i) for i in (0, 312, 2978, 3000))
+    space, target = LabelSpace("ade20k-full-5f0c", numbered, 0), label_space("ade20k-150")
+    remap = find_remap(space, target)
+    assert {i: int(remap.lut[i]) for i in (0, 312, 2978, 3000)} == {0: 0, 312: 2, 2978: 1, 3000: 0}
+    unified = find_remap(space, label_space("unified"))
+    assert unified.via == ("ade20k-150",)
+    by_id = label_space("unified").by_id
+    assert by_id[int(unified.lut[2978])].name == "wall"
+    with pytest.raises(RemapError):
+        find_remap(LabelSpace("ade20k-fuller", numbered, 0), target)
+
+
 def test_a_space_that_borrows_a_built_in_name_is_not_trusted_with_its_tables() -> None:
     impostor = space_of("p", "q", name="camvid-32")
     with pytest.raises(RemapError):
