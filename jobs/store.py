@@ -34,6 +34,7 @@ APP = typer.Typer(
     no_args_is_help=True,
     help="Look after a label store.",
 )
+SECONDS_A_MERGED_ROW = 0.004
 StoreArgument = Annotated[str, typer.Argument(help="The label store.")]
 VersionOption = Annotated[str | None, typer.Option(help="A version or a tag; default: the newest.")]
 
@@ -314,6 +315,15 @@ def merge(
     label_space: Annotated[
         str | None, typer.Option(help="The label space of the result; default: the one they share.")
     ] = None,
+    paint: Annotated[
+        bool,
+        typer.Option(
+            "--paint/--no-paint", help="Paint a mask for rows that have objects only, to train on."
+        ),
+    ] = True,
+    runner: RunnerOption = "auto",
+    address: AddressOption = None,
+    workers: WorkersOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -321,25 +331,44 @@ def merge(
     with command("store merge", as_json=as_json, debug=debug) as summary:
         from jobs.console import note
         from pipeline.errors import UsageError
+        from pipeline.findings import KINDS
         from pipeline.label_space import label_space as find
+        from pipeline.merging import merge as join
+        from pipeline.runner import Resources, choose
         from pipeline.store import Store
-        from pipeline.upkeep import merge as join
 
         if len(stores) < 2:
             raise UsageError("name the stores to read and, last, the one to write")
         *sources, goal = stores
         opened = [Store.open(source) for source in sources]
-        summary.inputs = summary.done = sum(s.count() for s in opened)
+        summary.inputs = sum(s.count() for s in opened)
+        chosen = choose(
+            runner,
+            seconds=summary.inputs * SECONDS_A_MERGED_ROW,
+            resources=Resources(),
+            address=address,
+            workers=workers,
+        )
         with Progress("merge", summary.inputs) as progress:
-            held, loss = join(
+            held, report = join(
                 opened,
                 lambda space: Store.create(goal, [space]),
                 find(label_space) if label_space else None,
                 progress.reach,
+                paint=paint,
+                runner=chosen,
             )
-        summary.figures["loss"] = loss.to_dict()
-        for line in loss.lines():
+        summary.figures |= {
+            "painted": report.painted,
+            "superseded": report.superseded,
+            "shared": dict(report.shared),
+            "loss": report.loss.to_dict(),
+        }
+        summary.done, summary.skipped = report.rows, report.superseded
+        for line in report.loss.lines():
             note(f"lost: {line}")
+        for kind, count in sorted(report.shared.items()):
+            note(f"kept, but look at them: {count:,} rows ({KINDS[kind].title.lower()})")
         _tell(summary, held, as_json)
 
 

@@ -60,17 +60,17 @@ class GroupCounts:
     @property
     def pixels(self) -> NDArray[np.int64]:
         """Pixels by class id."""
-        return self.classes[_PIXELS]
+        return np.asarray(self.classes[_PIXELS])
 
     @property
     def images(self) -> NDArray[np.int64]:
         """Images whose mask shows the class, by class id."""
-        return self.classes[_IMAGES]
+        return np.asarray(self.classes[_IMAGES])
 
     @property
     def objects(self) -> NDArray[np.int64]:
         """Objects by class id."""
-        return self.classes[_OBJECTS]
+        return np.asarray(self.classes[_OBJECTS])
 
 
 @dataclass(slots=True)
@@ -115,7 +115,8 @@ def count_batch(batch: pa.RecordBatch) -> ClassCounts:
         tables = [table[at] for table in cells]
         longest = max((len(t) for t in tables), default=0)
         classes = np.stack([np.pad(t, (0, longest - len(t))) for t in tables])
-        found.groups[group] = GroupCounts(*(int(s[at]) for s in sums), classes)
+        rows, bare, objects, depth, embedded = (int(s[at]) for s in sums)
+        found.groups[group] = GroupCounts(rows, bare, objects, depth, embedded, classes)
     return found
 
 

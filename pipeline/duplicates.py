@@ -25,7 +25,7 @@ class Twins(NamedTuple):
     row: int
     other: int
     shared: str
-    count: int
+    rows: int
     """How many rows share it."""
 
 

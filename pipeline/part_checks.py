@@ -122,7 +122,7 @@ class _Worker:
             if self.images != "none":
                 facts = check_image(record, decode=self.images == "decode")
                 problems += facts.problems
-        # A row may be wrong in ways that nobody thought of; the other rows are checked all the same.
+        # A row may be wrong in ways that nobody thought of; the others are checked all the same.
         except Exception as error:
             problems.append(_unreadable(error))
         return problems, facts

@@ -305,7 +305,8 @@ def _against_mask(
     flat = np.ascontiguousarray(mask.T).ravel()
     void = _void(space)
     for one in drawn:
-        if one.instance.iscrowd or _is_part(one.instance):
+        listed = one.instance.category in space.by_id
+        if one.instance.iscrowd or _is_part(one.instance) or not listed:
             continue
         values = flat[one.pixels]
         wrong = (values != one.instance.category) & ~void[values]

@@ -1,4 +1,4 @@
-"""Looking after a store: statistics, differences, validation, merging, compaction."""
+"""Looking after a store: the differences of two versions, and compaction."""
 
 from __future__ import annotations
 
@@ -8,17 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
-from pipeline.errors import UsageError
 from pipeline.fragment import Fragment, write_fragment
 from pipeline.ledger import row_key
-from pipeline.record import SCHEMA, to_table
-from pipeline.relabel import Relabeller
+from pipeline.record import SCHEMA
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    from pipeline.label_space import LabelSpace
-    from pipeline.loss import Loss
     from pipeline.store import Store
 
 SMALL_BYTES: Final = 32 << 20
@@ -97,50 +93,3 @@ def _join(store: Store, group: Sequence[Fragment]) -> Store:
     digest = hashlib.blake2b("\0".join(f.path for f in group).encode(), digest_size=12).hexdigest()
     joined = write_fragment(store.sink(), f"data/joined/{digest}.parquet", pa.concat_tables(tables))
     return store.commit([joined], group, note={"compact": len(group), "rows": joined.rows})
-
-
-def merge(
-    sources: Sequence[Store],
-    make_target: Callable[[LabelSpace], Store],
-    space: LabelSpace | None,
-    on_progress: Callable[[int], None] = lambda done: None,
-) -> tuple[Store, Loss]:
-    """Bring the rows of several stores into one, in `space` or in the one that all share.
-
-    A row that the target holds already (dataset and image path) is replaced.
-
-    Raises:
-        UsageError: the stores have several label spaces and none was named.
-    """
-    from pipeline.ledger import Ledger
-    from pipeline.loss import Loss
-
-    used = [s for source in sources for s in source.used_spaces()]
-    if space is None:
-        if len({s.name for s in used}) > 1:
-            names = ", ".join(sorted({s.name for s in used}))
-            raise UsageError(f"the stores have several label spaces ({names}); name one")
-        if not used:
-            raise UsageError("the stores have no rows to merge; name a label space with rows in it")
-        space = used[0]
-    relabel, loss, done = Relabeller.to(space, used), Loss(), 0
-    target = make_target(space)
-    for source in sources:
-        target = target.with_facts(source.facts)
-        for fragment in source.fragments():
-            records, keys = [], set()
-            for record in source.rows(fragment):
-                moved, lost = relabel(record)
-                loss += lost
-                records.append(moved)
-                keys.add(row_key(moved.dataset, moved.image.path or ""))
-            name = hashlib.blake2b(digest_size=12)
-            name.update(f"{source.url}\0{fragment.path}\0{space.to_json()}".encode())
-            path = f"data/merged/{name.hexdigest()}.parquet"
-            made = write_fragment(target.sink(), path, to_table(records))
-            left, gone = Ledger.of(target).displaced(target, keys, [made])
-            note = {"merged": source.url, "rows": made.rows}
-            target = target.commit([made, *left], gone, note=note)
-            done += made.rows
-            on_progress(done)
-    return target, loss

@@ -120,7 +120,8 @@ class _Gather:
         on_progress: Callable[[int], None],
     ) -> None:
         self._store, self._on_findings, self._on_progress = store, on_findings, on_progress
-        self._found, self._batch = Validation(), []
+        self._found = Validation()
+        self._batch: list[dict[str, Any]] = []
         self._identities: list[Identities] = []
         self._bad: list[Any] = []
         self._deep: list[Any] = []
@@ -201,6 +202,6 @@ class _Gather:
         names = read_names(self._store, parts, wanted)
         for twins in told:
             row, other = names[twins.row], names[twins.other]
-            more = f" (as {twins.count} rows)" if twins.count > 2 else ""
+            more = f" (as {twins.rows} rows)" if twins.rows > 2 else ""
             where = f"{other.dataset}/{other.image_id} ({other.split})"
             self._tell(Finding(twins.kind, row, f"{twins.shared} as {where}{more}", other=other))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     Pixels = NDArray[np.uint8]
 
-SIDE: Final = 280
+SIDE: Final = 320
 _COLUMNS: Final = (
     "height", "width", "label_space", "image.path", "image.bytes", "mask.bytes", "instances",
 )  # fmt: skip
@@ -49,7 +49,7 @@ Pictures = list[Picture]
 def finding_pictures(
     store: Store, findings: Iterable[Finding], most: int = 3
 ) -> dict[Finding, Pictures]:
-    """Read the images and labels behind the first findings of each kind; what is bad is left out."""
+    """Read the images and labels behind the first findings of each kind; bad ones are left out."""
     found: dict[Finding, Pictures] = {}
     drawn: dict[str, int] = {}
     for finding in findings:
@@ -122,7 +122,9 @@ def _mask(row: Mapping[str, Any]) -> LabelMap | None:
 
 
 def _grey(mask: LabelMap | None) -> Pixels:
-    shape = (SIDE * 3 // 4, SIDE) if mask is None else pictures.fit(*mask.shape, SIDE)
+    height, width = (3, 4) if mask is None else mask.shape
+    scale = SIDE if mask is None else 1
+    shape = pictures.fit(scale * height, scale * width, SIDE)
     return np.full((*shape, 3), 128, np.uint8)
 
 
@@ -165,8 +167,8 @@ def _marked(base: Pixels, row: Mapping[str, Any], number: int | None) -> Pixels 
     if thing["bbox"] and len(thing["bbox"]) == 4:
         x, y, w, h = thing["bbox"]
         first, last = np.array([x, y]) * scale, np.array([x + w, y + h]) * scale
-        corners = [tuple(np.clip(p, -1e4, 1e4).astype(int).tolist()) for p in (first, last)]
-        cv2.rectangle(out, *corners, _MARK, 2)
+        start, stop = (np.clip(p, -1e4, 1e4).astype(int).tolist() for p in (first, last))
+        cv2.rectangle(out, start, stop, _MARK, 2)
     return out
 
 

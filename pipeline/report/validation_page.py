@@ -1,4 +1,4 @@
-"""The page of a validation: how many findings of each kind, examples, and the balance of classes."""
+"""The page of a validation: how many findings of each kind, examples, the balance of classes."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _table(space: LabelSpace, splits: Mapping[str, GroupCounts]) -> dict[str, An
     order = sorted(splits, key=lambda s: (_SPLITS.index(s) if s in _SPLITS else len(_SPLITS), s))
     totals = {s: sum(_at(splits[s].pixels, i) for i in space.train_ids) for s in order}
     everywhere = max(1, sum(totals.values()))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number in space.train_ids:
         c = space.by_id[number]
         pixels = sum(_at(splits[s].pixels, number) for s in order)

@@ -1,4 +1,4 @@
-"""The unified taxonomy is whole: every class of every built-in space leads somewhere, or says why."""
+"""The unified taxonomy is whole: each class of each built-in space leads somewhere or says why."""
 
 from __future__ import annotations
 
