@@ -193,7 +193,7 @@ def _objects(
 
 
 def _fields(instance: Instance, ids: Counter[int], space: LabelSpace) -> Iterator[Problem]:
-    if instance.category not in space.by_id:
+    if instance.category not in (*space.ids, space.ignore_index):
         what = f"object {instance.id}: class {instance.category} is not in {space.name}"
         yield Problem("instance-class", what, instance.id)
     try:
