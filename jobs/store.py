@@ -51,7 +51,13 @@ def _show(as_json: bool, title: str, columns: Sequence[str], rows: Sequence[Sequ
     table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False)
     for at, column in enumerate(columns):
         right = any(isinstance(row[at], int) or str(row[at]).endswith("%") for row in rows[:1])
-        table.add_column(column, justify="right" if right else "left")
+        # Names may break on a narrow terminal, numbers may not.
+        table.add_column(
+            column.replace("_", " "),
+            justify="right" if right else "left",
+            no_wrap=right,
+            overflow="fold",
+        )
     for row in rows:
         table.add_row(*(escape(f"{v:,}" if isinstance(v, int) else str(v)) for v in row))
     Console().print(table)

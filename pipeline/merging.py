@@ -110,6 +110,7 @@ def merge(
     ledger = Ledger.of(target)
     work = _MergePlan(tuple(sources), target, relabel, paint)
     waiting: list[_Merged] = []
+    committed = 0
     for outcome in (runner or LocalRunner()).map(work, _tasks(sources, superseded)):
         if outcome.error is not None:
             raise outcome.error
@@ -119,8 +120,9 @@ def merge(
         report.painted += outcome.result.painted
         report.superseded += outcome.result.superseded
         report.rows += outcome.chunk.fragment.rows - outcome.result.superseded
-        if len(waiting) >= _COMMIT_FRAGMENTS:
-            target = _commit(target, ledger, waiting)
+        # A commit walks over all fragments that are there: growing batches keep the sum linear.
+        if len(waiting) >= max(_COMMIT_FRAGMENTS, committed // 8):
+            target, committed = _commit(target, ledger, waiting), committed + len(waiting)
             waiting = []
         on_progress(report.rows)
     return _commit(target, ledger, waiting), report

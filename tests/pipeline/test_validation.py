@@ -349,3 +349,17 @@ def test_records_read_without_image_bytes_are_records(tmp_path):
     columns = ["image.path" if c == "image" else c for c in to_table([row]).column_names]
     (batch,) = batches(store, part, columns)
     assert next(from_batch(batch)) == replace(row, image=File("/a.png", None))
+
+
+def test_the_work_travels_to_other_processes(tmp_path):
+    import pickle
+
+    from pipeline.part_checks import Part, PartCheck
+
+    rows = broken.good_rows(tmp_path)
+    rows[1] = broken.BREAKS["classes"](rows[1])
+    store = broken.store_of(tmp_path, rows)
+    check = pickle.loads(pickle.dumps(PartCheck(store, "decode", 0.25)))
+    result = pickle.loads(pickle.dumps(check()(Part(0, store.fragments()[0].path, 0, 1, 6))))
+    assert [f.row.image_id for f in result.findings] == ["good-1"]
+    assert result.bad.tolist() == [False, True, False, False, False, False]
