@@ -35,6 +35,7 @@ APP = typer.Typer(
     help="Look after a label store.",
 )
 SECONDS_A_MERGED_ROW = 0.004
+_NAME_WIDTH = 10
 StoreArgument = Annotated[str, typer.Argument(help="The label store.")]
 VersionOption = Annotated[str | None, typer.Option(help="A version or a tag; default: the newest.")]
 
@@ -48,18 +49,20 @@ def _show(as_json: bool, title: str, columns: Sequence[str], rows: Sequence[Sequ
     from rich.markup import escape
     from rich.table import Table
 
+    cells = [[f"{v:,}" if isinstance(v, int) else str(v) for v in row] for row in rows]
     table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False)
     for at, column in enumerate(columns):
-        right = any(isinstance(row[at], int) or str(row[at]).endswith("%") for row in rows[:1])
-        # Names may break on a narrow terminal, numbers may not.
+        width = max((len(row[at]) for row in cells), default=1)
+        number = bool(rows) and (isinstance(rows[0][at], int) or cells[0][at].endswith("%"))
+        # On a narrow terminal names and headings may break, numbers may not.
         table.add_column(
             column.replace("_", " "),
-            justify="right" if right else "left",
-            no_wrap=right,
+            justify="right" if number else "left",
+            min_width=width if number else min(width, _NAME_WIDTH),
             overflow="fold",
         )
-    for row in rows:
-        table.add_row(*(escape(f"{v:,}" if isinstance(v, int) else str(v)) for v in row))
+    for row in cells:
+        table.add_row(*map(escape, row))
     Console().print(table)
 
 
@@ -112,14 +115,24 @@ def stats(
         found = statistics(held, where).to_dict(by)
         summary.version, summary.figures = held.version, found
         for title, key in (("rows", "groups"), ("classes", "classes")):
-            # A column of zeros says nothing, and terminals are narrow.
-            columns = [c for c in (found[key] or [{}])[0] if any(row[c] != 0 for row in found[key])]
-            rows = [[_cell(c, row[c]) for c in columns] for row in found[key]]
-            if rows:
-                _show(as_json, title, columns, rows)
+            if found[key]:
+                _show(as_json, *_condensed(title, found[key]))
         if not as_json and found["rows"]:
             shares = {n: f"{found[f'{n}_share']:.1%}" for n in ("depth", "embedded")}
             print(f"with depth: {shares['depth']}   with its image in it: {shares['embedded']}")
+
+
+def _condensed(
+    title: str, table: Sequence[dict[str, Any]]
+) -> tuple[str, list[str], list[list[Any]]]:
+    """Return a table fit for a narrow terminal: names that all rows share are in its title."""
+    first = table[0]
+    same = [c for c in first if all(row[c] == first[c] for row in table) and len(table) > 1]
+    said = [f"{c.replace('_', ' ')} {first[c]}" for c in same if isinstance(first[c], str)]
+    gone = {c for c in same if isinstance(first[c], str) or first[c] == 0}
+    columns = [c for c in first if c not in gone]
+    rows = [[_cell(c, row[c]) for c in columns] for row in table]
+    return ", ".join([title, *said]), columns, rows
 
 
 def _cell(column: str, value: Any) -> Any:

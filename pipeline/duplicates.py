@@ -37,14 +37,14 @@ def find_twins(known: Identities) -> Iterator[Twins]:
     """
     by_path = known.hashes["path"]
     for rows in equal_runs(known.mixed("path", known.datasets)):
-        yield from _each("row-repeated", rows, "dataset and path")
+        yield from _each("row-repeated", rows, "the same dataset and path")
     for rows in equal_runs(by_path):
         if len(np.unique(known.datasets[rows])) > 1:
             yield from _each(_kind(known, rows, "", "shared-image"), rows, "the same path")
     sources = [("content", "", "the same bytes")]
     if not known.hashes["content"].any():
         sources = [("print", "fingerprint-", "the same fingerprint")]
-    sources.append(("look", "near-", "alike, by a perceptual hash"))
+    sources.append(("look", "near-", "the same perceptual hash"))
     told = np.zeros(len(by_path), np.bool_)
     for name, prefix, shared in sources:
         for rows in equal_runs(known.hashes[name]):
@@ -75,8 +75,8 @@ def _names(known: Identities) -> Iterator[Twins]:
     by_path = known.hashes["path"]
     for rows in equal_runs(known.mixed("name", known.splits)):
         if len(np.unique(by_path[rows])) > 1:
-            yield from _each("id-repeated", rows, "dataset, split and image_id")
+            yield from _each("id-repeated", rows, "the same dataset, split and image_id")
     for rows in equal_runs(known.hashes["name"]):
         different = len(np.unique(by_path[rows])) > 1
         if different and _kind(known, rows, "id-") == "id-leakage":
-            yield from _each("id-leakage", rows, "dataset and image_id")
+            yield from _each("id-leakage", rows, "the same dataset and image_id")

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from pipeline.store import Store
 
 _ROWS: Final = 64
+_TOLD: Final = 10
+"""Problems of one kind that are told of one row."""
 _NARROW_ROWS: Final = 16384
 _NAMES: Final = ("image_id", "dataset", "split", "fingerprint", "image.path")
 _NARROW: Final = tuple(dict.fromkeys([*_NAMES, *COUNTED]))
@@ -106,8 +108,8 @@ class _Worker:
             problems, facts = self._of_row(record)
             if facts is not None:
                 seen["content"][at], seen["look"][at] = facts.content, facts.look
-            for kind, what, number in problems:
-                bad[at] |= KINDS[kind].severity == "error"
+            bad[at] = any(KINDS[p.kind].severity == "error" for p in problems)
+            for kind, what, number in _shortened(problems):
                 result.findings.append(Finding(kind, names[at], what, number))
         return bad, seen if self.images != "none" else {}
 
@@ -126,6 +128,19 @@ class _Worker:
         except Exception as error:
             problems.append(_unreadable(error))
         return problems, facts
+
+
+def _shortened(problems: list[Problem]) -> list[Problem]:
+    """Return the problems of a row, of each kind a few: an image may hold thousands of objects."""
+    by_kind: dict[str, list[Problem]] = {}
+    for problem in problems:
+        by_kind.setdefault(problem.kind, []).append(problem)
+    kept = []
+    for kind, same in by_kind.items():
+        kept += same[:_TOLD]
+        if len(same) > _TOLD:
+            kept.append(Problem(kind, f"{len(same) - _TOLD} more like these in this row"))
+    return kept
 
 
 def _unreadable(error: Exception) -> Problem:

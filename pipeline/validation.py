@@ -202,6 +202,6 @@ class _Gather:
         names = read_names(self._store, parts, wanted)
         for twins in told:
             row, other = names[twins.row], names[twins.other]
-            more = f" (as {twins.rows} rows)" if twins.rows > 2 else ""
+            more = f", {twins.rows} rows in all" if twins.rows > 2 else ""
             where = f"{other.dataset}/{other.image_id} ({other.split})"
             self._tell(Finding(twins.kind, row, f"{twins.shared} as {where}{more}", other=other))

@@ -89,6 +89,17 @@ def test_one_row_may_be_wrong_in_several_ways(tmp_path):
     assert found.failed == 1
 
 
+def test_of_a_thousand_bad_objects_a_few_are_told_and_the_rest_counted(tmp_path):
+    rows = broken.good_rows(tmp_path)
+    (car,) = rows[0].instances
+    cars = [replace(car, id=n, area=6000.0) for n in range(1000)]
+    rows[0] = replace(rows[0], instances=(*cars, replace(car, id=1000, category=99)))
+    _, found = kinds(broken.store_of(tmp_path, rows))
+    assert dict(found.counts) == {"instance-area": 11, "instance-class": 1}
+    assert found.findings[10].what == "990 more like these in this row"
+    assert found.failed == 1
+
+
 # --- images ---------------------------------------------------------------------------------------
 
 
