@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -205,23 +205,30 @@ def _record(row: pa.RecordBatch) -> Record | Exception:
 
 
 def read_names(
-    store: Store, parts: Sequence[Part], wanted: NDArray[np.int64]
+    store: Store, parts: Sequence[tuple[Part, int]], wanted: NDArray[np.int64]
 ) -> dict[int, RowName]:
-    """Return the names of rows, given by their numbers in the order of the parts, ascending."""
+    """Return the names of rows, given by their numbers in the order of the parts, ascending.
+
+    `parts` come with how many rows each of them counts for: none where it could not be read.
+    """
     names: dict[int, RowName] = {}
-    at = 0
-    for part in parts if len(wanted) else ():
-        try:
-            for batch in batches(store, _narrow(part), _NAMES):
-                low, high = np.searchsorted(wanted, [at, at + batch.num_rows]).tolist()
-                here = wanted[low:high]
-                found = _row_names(batch.take(pa.array(here - at))) if len(here) else []
-                names |= dict(zip(here.tolist(), found, strict=True))
-                at += batch.num_rows
-        except (OSError, ValueError):
-            continue  # it could not be read before, either, and has no numbers
+    start = 0
+    for part, rows in parts:
+        low, high = np.searchsorted(wanted, [start, start + rows]).tolist()
+        if low < high:
+            names |= _names_of(store, replace(part, deep=False), start, wanted[low:high])
+        start += rows
     return names
 
 
-def _narrow(part: Part) -> Part:
-    return Part(part.number, part.path, part.piece, part.pieces, part.rows, deep=False)
+def _names_of(
+    store: Store, part: Part, start: int, wanted: NDArray[np.int64]
+) -> Iterator[tuple[int, RowName]]:
+    """Yield the names of a part's rows, the first of which is number `start`."""
+    for batch in batches(store, part, _NAMES):
+        low, high = np.searchsorted(wanted, [start, start + batch.num_rows]).tolist()
+        if low < high:
+            here = wanted[low:high]
+            found = _row_names(batch.take(pa.array(here - start)))
+            yield from zip(here.tolist(), found, strict=True)
+        start += batch.num_rows

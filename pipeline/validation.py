@@ -125,6 +125,7 @@ class _Gather:
         self._identities: list[Identities] = []
         self._bad: list[Any] = []
         self._deep: list[Any] = []
+        self._rows: list[int] = []
         self._waiting: dict[int, PartResult] = {}
         self._next = self._read = 0
 
@@ -151,6 +152,7 @@ class _Gather:
             self._identities.append(result.identities)
             self._bad.append(result.bad)
             self._deep.append(np.full(len(result.bad), result.deep))
+        self._rows.append(len(result.bad))
         self._read += len(result.bad) if result.deep else 0
         self._on_progress(self._read)
 
@@ -199,7 +201,7 @@ class _Gather:
             else:
                 self._found.counts[twins.kind] += 1
         wanted = np.unique(np.array([(t.row, t.other) for t in told], np.int64).ravel())
-        names = read_names(self._store, parts, wanted)
+        names = read_names(self._store, list(zip(parts, self._rows, strict=True)), wanted)
         for twins in told:
             row, other = names[twins.row], names[twins.other]
             more = f", {twins.rows} rows in all" if twins.rows > 2 else ""

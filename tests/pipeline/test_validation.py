@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline import masks
@@ -264,6 +265,25 @@ def test_a_torn_fragment_is_one_finding_and_the_others_are_checked(tmp_path):
     seen, found = kinds(store)
     assert (seen["classes"], found.counts["fragment"]) == (["good-0"], 1)
     assert (found.inputs, found.failed) == (6, 3)
+
+
+def test_pairs_are_named_rightly_beside_a_fragment_with_damaged_masks(tmp_path):
+    """Its names can be read, its masks not: its rows must not shift the numbers of the others."""
+    rows = broken.good_rows(tmp_path)
+    rows[5] = replace(rows[5], fingerprint=rows[4].fingerprint)
+    store = broken.store_of(tmp_path, rows, pieces=3)
+    damaged = next(f for f in store.fragments() if f.min_id == "good-2")
+    path = tmp_path / "store" / damaged.path
+    file = pq.ParquetFile(path).metadata.row_group(0)
+    columns = {file.column(n).path_in_schema: file.column(n) for n in range(file.num_columns)}
+    data = bytearray(path.read_bytes())
+    at = columns["mask.bytes"].data_page_offset
+    data[at : at + 8] = b"\xff" * 8
+    path.write_bytes(bytes(data))
+    _, found = kinds(store)
+    assert found.counts["fragment"] == 1
+    (finding,) = [f for f in found.findings if f.kind == "fingerprint-leakage"]
+    assert {finding.row.image_id, finding.other.image_id} == {"good-4", "good-5"}
 
 
 def test_rows_that_no_reader_expects_are_rows_not_crashes(tmp_path):
