@@ -19,6 +19,7 @@ from jobs.console import (
     MaxErrorsOption,
     Progress,
     RunnerOption,
+    Summary,
     WorkersOption,
     command,
     note,
@@ -26,6 +27,7 @@ from jobs.console import (
 
 if TYPE_CHECKING:
     from pipeline.runner import Runner
+    from pipeline.store import Store
 
 APP = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 SECONDS_AN_IMAGE = 0.002
@@ -40,6 +42,13 @@ def ingest(
     split: Annotated[list[str] | None, typer.Option(help="Splits to read; default: all.")] = None,
     embed_images: Annotated[
         bool, typer.Option("--embed-images", help="Keep the images' bytes in the store, too.")
+    ] = False,
+    validate: Annotated[
+        bool,
+        typer.Option(
+            "--validate",
+            help="Check the rows that this run wrote; exit with 4 if some have errors.",
+        ),
     ] = False,
     max_errors: MaxErrorsOption = "0",
     runner: RunnerOption = "auto",
@@ -90,5 +99,23 @@ def ingest(
             )
         summary.book(report)
         summary.paths["store"] = target.url
+        if validate:
+            held = target.latest()
+            _validate(summary, held, pick(held.count()), [f.path for f in target.fragments()])
+            if not as_json and summary.figures["validation"]["kinds"]:
+                note(f"`segmill store validate {store} --out DIR` writes a page of the findings")
         if report.failed:
             note(f"{report.failed} inputs failed; `segmill store errors {store}` lists them")
+
+
+def _validate(summary: Summary, store: Store, runner: Runner, before: list[str]) -> None:
+    """Check the rows that came, say what is wrong, and book it; errors close the gate."""
+    from jobs import validation as job
+    from pipeline.row_checks import TOLERANCE
+
+    came = frozenset(f.path for f in store.fragments()) - frozenset(before)
+    found = job.validate_store(store, runner, images="none", tolerance=TOLERANCE, only=came)
+    summary.figures["validation"] = found.figures()
+    job.tell_findings(found)
+    if found.failed:
+        summary.gate = f"{found.failed} of the {found.inputs} rows written have errors"

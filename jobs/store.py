@@ -11,10 +11,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.console import DebugOption, JsonOption, Progress, Summary, command
+from jobs.console import (
+    AddressOption,
+    DebugOption,
+    JsonOption,
+    MaxErrorsOption,
+    Progress,
+    RunnerOption,
+    Summary,
+    WorkersOption,
+    command,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from pipeline.validation import Images
 
 APP = typer.Typer(
     add_completion=False,
@@ -22,6 +34,8 @@ APP = typer.Typer(
     no_args_is_help=True,
     help="Look after a label store.",
 )
+SECONDS_A_MERGED_ROW = 0.004
+_NAME_WIDTH = 10
 StoreArgument = Annotated[str, typer.Argument(help="The label store.")]
 VersionOption = Annotated[str | None, typer.Option(help="A version or a tag; default: the newest.")]
 
@@ -30,13 +44,25 @@ def _show(as_json: bool, title: str, columns: Sequence[str], rows: Sequence[Sequ
     """Print a table for people; with --json the summary says it all."""
     if as_json:
         return
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(*columns, title=title, title_justify="left")
-    for row in rows:
-        table.add_row(*(escape(f"{v:,}" if isinstance(v, int) else str(v)) for v in row))
+    cells = [[f"{v:,}" if isinstance(v, int) else str(v) for v in row] for row in rows]
+    table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False)
+    for at, column in enumerate(columns):
+        width = max((len(row[at]) for row in cells), default=1)
+        number = bool(rows) and (isinstance(rows[0][at], int) or cells[0][at].endswith("%"))
+        # On a narrow terminal names and headings may break, numbers may not.
+        table.add_column(
+            column.replace("_", " "),
+            justify="right" if number else "left",
+            min_width=width if number else min(width, _NAME_WIDTH),
+            overflow="fold",
+        )
+    for row in cells:
+        table.add_row(*map(escape, row))
     Console().print(table)
 
 
@@ -71,45 +97,106 @@ def stats(
     store: StoreArgument,
     version: VersionOption = None,
     where: Annotated[str | None, typer.Option(help="An SQL condition on the columns.")] = None,
+    by: Annotated[
+        str, typer.Option(help="Count classes apart by dataset, split, both, or none.")
+    ] = "none",
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Count rows by dataset and split, and images and pixels by class."""
+    """Count rows by dataset and split, and pixels, images and objects by class."""
     with command("store stats", as_json=as_json, debug=debug) as summary:
+        from pipeline.errors import UsageError
         from pipeline.store import Store
-        from pipeline.upkeep import statistics
+        from pipeline.store_statistics import BY, statistics
 
+        if by not in BY:
+            raise UsageError(f"--by takes {', '.join(BY)}, not {by!r}")
         held = Store.open(store, version)
-        found = statistics(held, where).to_dict()
+        found = statistics(held, where).to_dict(by)
         summary.version, summary.figures = held.version, found
         for title, key in (("rows", "groups"), ("classes", "classes")):
             if found[key]:
-                rows = [tuple(row.values()) for row in found[key]]
-                _show(as_json, title, tuple(found[key][0]), rows)
+                _show(as_json, *_condensed(title, found[key]))
+        if not as_json and found["rows"]:
+            shares = {n: f"{found[f'{n}_share']:.1%}" for n in ("depth", "embedded")}
+            print(f"with depth: {shares['depth']}   with its image in it: {shares['embedded']}")
+
+
+def _condensed(
+    title: str, table: Sequence[dict[str, Any]]
+) -> tuple[str, list[str], list[list[Any]]]:
+    """Return a table fit for a narrow terminal: names that all rows share are in its title."""
+    first = table[0]
+    same = [c for c in first if all(row[c] == first[c] for row in table) and len(table) > 1]
+    said = [f"{c.replace('_', ' ')} {first[c]}" for c in same if isinstance(first[c], str)]
+    gone = {c for c in same if isinstance(first[c], str) or first[c] == 0}
+    columns = [c for c in first if c not in gone]
+    rows = [[_cell(c, row[c]) for c in columns] for row in table]
+    return ", ".join([title, *said]), columns, rows
+
+
+def _cell(column: str, value: Any) -> Any:
+    """Return a value for people: shares in per cent, with the digits that rare classes need."""
+    if column == "share":
+        return "void" if value is None else f"{value:.2%}" if value >= 0.001 else f"{value:.4%}"
+    return value
 
 
 @APP.command()
 def validate(
     store: StoreArgument,
     version: VersionOption = None,
+    images: Annotated[
+        bool,
+        typer.Option("--images", help="Read the image files too: headers, and equal bytes."),
+    ] = False,
+    decode: Annotated[
+        bool,
+        typer.Option("--decode", help="Decode every image as well, and find look-alikes."),
+    ] = False,
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="Share of an object's pixels that its mask may call otherwise."
+        ),
+    ] = 0.25,
+    out: Annotated[
+        str | None, typer.Option(help="Where the report goes: a directory or a URL.")
+    ] = None,
+    max_errors: MaxErrorsOption = "0",
+    runner: RunnerOption = "auto",
+    address: AddressOption = None,
+    workers: WorkersOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Check every row of the store; exit with 3 when something is wrong."""
-    with command("store validate", as_json=as_json, debug=debug) as summary:
+    """Check every row, rows against one another, and classes; exit with 3 when rows have errors."""
+    with command("store validate", as_json=as_json, debug=debug, max_errors=max_errors) as summary:
+        from jobs import validation as job
+        from pipeline.files import open_sink
+        from pipeline.runner import Resources, choose
         from pipeline.store import Store
-        from pipeline.upkeep import validate as check
 
         held = Store.open(store, version)
-        summary.inputs, summary.version = held.count(), held.version
-        with Progress("validate", summary.inputs):
-            findings = list(check(held))
-        summary.failed = len({(f.dataset, f.image_id) for f in findings})
-        summary.done = summary.inputs - summary.failed
-        rows = [(f.dataset, f.image_id, f.problem) for f in findings]
-        summary.figures["findings"] = rows[:1000]
-        if rows:
-            _show(as_json, "wrong", ("dataset", "image", "problem"), rows[:100])
+        depth: Images = "decode" if decode else "header" if images else "none"
+        chosen = choose(
+            runner,
+            seconds=held.count() * job.SECONDS_AN_IMAGE[depth],
+            resources=Resources(),
+            address=address,
+            workers=workers,
+        )
+        sink = open_sink(out) if out else None
+        found = job.validate_store(held, chosen, images=depth, tolerance=tolerance, sink=sink)
+        summary.inputs, summary.failed = found.inputs, found.failed
+        summary.done, summary.version = found.inputs - found.failed, held.version
+        summary.figures |= found.figures()
+        summary.figures["findings"] = [f.to_dict() for f in found.findings]
+        if sink is not None:
+            arguments = {"images": images, "decode": decode, "tolerance": tolerance, "out": out}
+            summary.paths |= job.write_report(sink, found, held, arguments)
+        if not as_json:
+            job.print_findings(found)
 
 
 @APP.command()
@@ -247,6 +334,15 @@ def merge(
     label_space: Annotated[
         str | None, typer.Option(help="The label space of the result; default: the one they share.")
     ] = None,
+    paint: Annotated[
+        bool,
+        typer.Option(
+            "--paint/--no-paint", help="Paint a mask for rows that have objects only, to train on."
+        ),
+    ] = True,
+    runner: RunnerOption = "auto",
+    address: AddressOption = None,
+    workers: WorkersOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -254,25 +350,44 @@ def merge(
     with command("store merge", as_json=as_json, debug=debug) as summary:
         from jobs.console import note
         from pipeline.errors import UsageError
+        from pipeline.findings import KINDS
         from pipeline.label_space import label_space as find
+        from pipeline.merging import merge as join
+        from pipeline.runner import Resources, choose
         from pipeline.store import Store
-        from pipeline.upkeep import merge as join
 
         if len(stores) < 2:
             raise UsageError("name the stores to read and, last, the one to write")
         *sources, goal = stores
         opened = [Store.open(source) for source in sources]
-        summary.inputs = summary.done = sum(s.count() for s in opened)
+        summary.inputs = sum(s.count() for s in opened)
+        chosen = choose(
+            runner,
+            seconds=summary.inputs * SECONDS_A_MERGED_ROW,
+            resources=Resources(),
+            address=address,
+            workers=workers,
+        )
         with Progress("merge", summary.inputs) as progress:
-            held, loss = join(
+            held, report = join(
                 opened,
                 lambda space: Store.create(goal, [space]),
                 find(label_space) if label_space else None,
                 progress.reach,
+                paint=paint,
+                runner=chosen,
             )
-        summary.figures["loss"] = loss.to_dict()
-        for line in loss.lines():
+        summary.figures |= {
+            "painted": report.painted,
+            "superseded": report.superseded,
+            "shared": dict(report.shared),
+            "loss": report.loss.to_dict(),
+        }
+        summary.done, summary.skipped = report.rows, report.superseded
+        for line in report.loss.lines():
             note(f"lost: {line}")
+        for kind, count in sorted(report.shared.items()):
+            note(f"kept, but look at them: {count:,} rows ({KINDS[kind].title.lower()})")
         _tell(summary, held, as_json)
 
 

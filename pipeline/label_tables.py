@@ -30,16 +30,13 @@ _FILES: Final = frozenset(f.stem for f in _folder().glob("*.tsv"))
 LABEL_SPACES: Final = tuple(sorted(name for name in _FILES if "_to_" not in name))
 """The names that `label_space` knows: a new one is one file more."""
 
+_HUB: Final = "unified"
 _WAYS: Final = frozenset(
     (source, target)
     for source, _, target in (name.partition("_to_") for name in _FILES)
     if source in LABEL_SPACES and target in LABEL_SPACES
 )
-TABLES: Final = frozenset(way for way in _WAYS if "unified" not in way)
-_UNIFIED: Final = tuple(
-    name for name in LABEL_SPACES if {(name, "unified"), ("unified", name)} <= _WAYS
-)
-"""The spaces with a table to `unified` and one back."""
+TABLES: Final = frozenset(way for way in _WAYS if _HUB not in way)
 
 _OPEN: Final = frozenset(
     (source, target)
@@ -93,10 +90,10 @@ def steps(source: str) -> dict[str, Names]:
     """Return the spaces one table away, best first: tables, tables turned round, unified."""
     found = {b: table(a, b) for a, b in sorted(TABLES) if a == source}
     found |= {a: _reverse(b, a) for a, b in sorted(TABLES) if b == source}
-    if source in _UNIFIED:
-        found["unified"] = table(source, "unified")
-    if source == "unified":
-        found |= {name: table("unified", name) for name in _UNIFIED}
+    if (source, _HUB) in _WAYS:
+        found[_HUB] = table(source, _HUB)
+    if source == _HUB:
+        found |= {b: table(_HUB, b) for a, b in sorted(_WAYS) if a == _HUB}
     return found
 
 

@@ -98,15 +98,15 @@ class Ledger:
         left, gone = [], []
         for number in np.unique(self.homes[hits]):
             path = self.paths[number]
-            if path in new:
+            if path in new or not path:
                 continue
             if path not in held:
                 raise StoreError(f"{store.url}: the ledger is of another version; please report it")
             gone.append(held[path])
             rest = _without(store, path, keys)
+            self.paths[number] = rest.path if rest is not None else ""
             if rest is not None:
                 left.append(rest)
-                self.paths[number] = rest.path
         return left, gone
 
 

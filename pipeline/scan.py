@@ -91,6 +91,7 @@ def scan_by_fragment(
     """Read columns with the path of the fragment that holds the rows.
 
     Of `image.path` only the paths are read: the dataset scanner would read the images beside them.
+    A field of a list's items (`instances.category`) comes as the list, of items with that field.
     """
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -98,14 +99,22 @@ def scan_by_fragment(
     for fragment in dataset.get_fragments():
         with fragment.filesystem.open_input_file(fragment.path) as file:
             parquet = pq.ParquetFile(file, pre_buffer=True)
-            for batch in parquet.iter_batches(batch_rows, columns=list(names)):
+            for batch in parquet.iter_batches(batch_rows, columns=[leaf(n) for n in names]):
                 arrays = []
                 for name in names:
                     column, _, inner = name.partition(".")
                     array = batch[column]
-                    arrays.append(pc.struct_field(array, inner) if inner else array)
+                    field = inner and pa.types.is_struct(array.type)
+                    arrays.append(pc.struct_field(array, inner) if field else array)
                 if batch.num_rows:
                     yield fragment.path, pa.RecordBatch.from_arrays(arrays, names=list(names))
+
+
+def leaf(name: str) -> str:
+    """Return a column's path in the file, where a list's items lie two levels down."""
+    column, _, inner = name.partition(".")
+    nested = inner and pa.types.is_list(SCHEMA.field(column).type)
+    return f"{column}.list.element.{inner}" if nested else name
 
 
 def scan_sql(

@@ -13,9 +13,10 @@ from pipeline.errors import CommitConflict, NotAStore, StoreError, StoreTooNew, 
 from pipeline.failures import Failure
 from pipeline.fragment import write_fragment
 from pipeline.label_space import LabelSpace, label_space
+from pipeline.merging import merge
 from pipeline.record import SCHEMA, Depth, File, Instance, from_batch, to_table
 from pipeline.store import Store
-from pipeline.upkeep import compact, difference, merge, statistics, validate
+from pipeline.upkeep import compact, difference
 from tests.samples import SPACE, record_of, sample
 
 
@@ -230,14 +231,6 @@ def test_delta_tools_read_the_table(store):
     assert dataset.count_rows() == 4
 
 
-def test_statistics_add_up(store):
-    found = statistics(store).to_dict()
-    assert found["rows"] == 4
-    assert found["classes"] == [
-        {"label_space": "camvid-11", "class": "Road", "images": 4, "pixels": 4 * 24}
-    ]
-
-
 def test_difference_by_label_not_by_maker(store):
     old = [f for f in store.fragments() if f.min_id == "a1"]
     new = store.commit([put(store, "n", ["a1", "c9"], 3)], old)
@@ -247,34 +240,6 @@ def test_difference_by_label_not_by_maker(store):
     old = [f for f in new.fragments() if "c9" in (f.min_id, f.max_id)]
     newer = new.commit([put(new, "m", ["a1", "c9"], 5)], old)
     assert difference(new, newer).changed == (("toy", "a1"), ("toy", "c9"))
-
-
-def test_validate_finds_what_is_wrong(tmp_path):
-    from dataclasses import replace
-
-    from pipeline import masks
-    from pipeline.record import ClassPixels
-
-    good = record_of(sample("good"))
-    wrong = [
-        replace(record_of(sample("size")), height=5),
-        replace(record_of(sample("count")), classes=(ClassPixels(3, 1),)),
-        replace(record_of(sample("torn")), mask=File(bytes=b"\x89PNG nonsense")),
-        replace(record_of(sample("space")), label_space="nowhere"),
-        replace(record_of(sample("ids")), mask=File(bytes=masks.encode(_sixty(), None))),
-        good,
-    ]
-    empty = Store.create(tmp_path / "s", [SPACE])
-    rows = write_fragment(empty.sink(), "data/t/x.parquet", to_table([good, *wrong]))
-    found = {f.image_id: f.problem for f in validate(empty.commit([rows]))}
-    assert set(found) == {"size", "count", "torn", "space", "ids", "good"}
-    assert "twice" in found["good"]
-
-
-def _sixty():
-    import numpy as np
-
-    return np.full((4, 6), 60, np.uint8)
 
 
 def test_compact_keeps_the_rows(store):
