@@ -74,7 +74,7 @@ def convert(
     """Turn one dataset format into another, and say what that loses."""
     with command("convert", as_json=as_json, debug=debug, max_errors=max_errors) as summary:
         from connectors import connector
-        from connectors.reading import ReaderFactory
+        from connectors.reading import LaterFactory
         from connectors.writing import WriterFactory, write_dataset
         from pipeline.files import open_tree
         from pipeline.relabel import Relabeller, target_space
@@ -85,7 +85,7 @@ def convert(
         spaces = reader.label_spaces(tree)
         space = target_space(label_space, writer.native, spaces)
         factory: WriterFactory[tuple[Sample, ...]] = WriterFactory(
-            to, dst, Relabeller.to(space, spaces), ReaderFactory(from_, tree.url)
+            to, dst, Relabeller.to(space, spaces), LaterFactory(from_, tree.url)
         )
         listing = _Counted(reader.list(tree, tuple(split or ())))
         # The listing is a stream: its length is not known before its end.
