@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar
 from pipeline.ahead import IN_FLIGHT, held_files, waiting
 from pipeline.errors import LayoutError, MissingExtra, MissingFile, UsageError
 from pipeline.files import HEAD, TAIL, Entry, Tree, is_junk, safe_name
+from pipeline.objects import Objects
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,11 +35,12 @@ def _is_refusal(error: Exception) -> bool:
 class Remote:
     """A file system and a root path on it, opened on first use."""
 
-    __slots__ = ("_opened", "_options", "url")
+    __slots__ = ("_objects", "_opened", "_options", "url")
 
     def __init__(self, url: str, options: dict[str, Any]) -> None:
         self.url, self._options = url, options
         self._opened: tuple[Any, str] | None = None
+        self._objects: Objects | None = None
 
     def at(self, name: str) -> tuple[Any, str]:
         """Return the fsspec file system and a name's path on it.
@@ -49,12 +51,37 @@ class Remote:
         if self._opened is None:
             with _OPENING:  # a second connection would cost as much as a hundred requests
                 if self._opened is None:
-                    self._opened = _connect(self.url, self._options)
+                    opened = _connect(self.url, self._options)
+                    self._objects = Objects.of(*opened, self._options)
+                    self._opened = opened
         fs, root = self._opened
         name = safe_name(name, self.url)
         if not name:
             return fs, root or fs.root_marker
         return fs, f"{root.rstrip('/')}/{name}" if root.rstrip("/") else fs.root_marker + name
+
+    def get(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
+        """Return a file's bytes, from `start` to before `end`, by one request."""
+        fs, path = self.at(name)
+        if self._objects is not None:
+            data = self._objects.get(path, start, end)
+            if data is not None:
+                return data
+        options = {}
+        if start is None and end is None and hasattr(fs, "s3"):
+            options["max_concurrency"] = 1  # else s3fs asks for the size first
+        return bytes(fs.cat_file(path, start=start, end=end, **options))
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write a file by one request."""
+        fs, path = self.at(name)
+        if self._objects is not None and self._objects.put(path, data):
+            return
+        try:
+            fs.pipe_file(path, data)
+        except FileNotFoundError:  # a file system with real directories
+            fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+            fs.pipe_file(path, data)
 
 
 def _connect(url: str, options: dict[str, Any]) -> tuple[Any, str]:
@@ -128,9 +155,9 @@ class RemoteTree(Tree):
         return once(self.url_of(name), lambda: self._cat(name))
 
     def _cat(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
-        fs, path = self._remote.at(name)
+        self._remote.at(name)  # a name that leads outside is refused once and for all
         return patiently(
-            lambda: cat(fs, path, start, end), lambda error: self._unreadable(name, error)
+            lambda: self._remote.get(name, start, end), lambda error: self._unreadable(name, error)
         )
 
     def read_range(self, offset: int, length: int) -> bytes:
@@ -202,14 +229,6 @@ class RemoteTree(Tree):
     def sub(self, prefix: str) -> RemoteTree:
         """Return the tree below `prefix`."""
         return RemoteTree(self.url_of(safe_name(prefix, self.url)), self.options)
-
-
-def cat(fs: Any, path: str, start: int | None = None, end: int | None = None) -> bytes:
-    """Return a file's bytes, from `start` to before `end`, by one request."""
-    options = {}
-    if start is None and end is None and hasattr(fs, "s3"):
-        options["max_concurrency"] = 1  # else s3fs asks for the size first
-    return bytes(fs.cat_file(path, start=start, end=end, **options))
 
 
 def once(url: str, fetch: Callable[[], bytes]) -> bytes:

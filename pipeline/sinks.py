@@ -137,17 +137,9 @@ class RemoteSink(Sink):
 
     def write(self, name: str, data: bytes | memoryview) -> None:
         """Write a file by one request."""
-        fs, path = self._remote.at(name)
+        self._remote.at(name)
         content = bytes(data)
-
-        def put() -> None:
-            try:
-                fs.pipe_file(path, content)
-            except FileNotFoundError:  # a file system with real directories
-                fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-                fs.pipe_file(path, content)
-
-        self._patiently(name, put)
+        self._patiently(name, lambda: self._remote.put(name, content))
 
     def _patiently(self, name: str, ask: Callable[[], None]) -> None:
         """Make a request, again when it fails by chance."""
