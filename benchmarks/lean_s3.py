@@ -130,6 +130,7 @@ class Connection(asyncio.Protocol):
         self.bucket, self.buffer = bucket, bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:

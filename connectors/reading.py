@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from connectors import connector
 from pipeline.ahead import fetched_once, is_far, map_ahead
 from pipeline.errors import InputError
-from pipeline.files import open_tree, read_url
+from pipeline.files import read_url
+from pipeline.union import open_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +31,7 @@ class ReaderFactory:
 
     def __call__(self) -> Reader:
         """Open the dataset and return a reader."""
-        return Reader(connector(self.format), open_tree(self.source), self.embed_images)
+        return Reader(connector(self.format), open_source(self.source), self.embed_images)
 
 
 @dataclass(frozen=True, slots=True)

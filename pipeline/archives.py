@@ -185,6 +185,13 @@ class _Blob:
             self.file = self._tree.open("")
         except MissingFile:
             raise LayoutError(f"{path}: no such file") from None
+        try:
+            self.file.seek(0, 2)
+            self.file.seek(0)
+        except (ValueError, OSError):
+            raise LayoutError(
+                f"{path}: its server sends no parts of files (ranges); download the archive"
+            ) from None
 
     def once(self, url: str, fetch: Callable[[], bytes]) -> bytes:
         """Return a member's bytes, those that are held already if it lies far away."""
@@ -197,7 +204,12 @@ class _Blob:
     def read(self, offset: int, length: int) -> bytes:
         """Return up to `length` bytes at `offset`."""
         if self.far:
-            return self._tree.read_range(offset, length)
+            part = self._tree.read_range(offset, length)
+            if len(part) > length:
+                raise LayoutError(
+                    f"{self._tree.url}: its server ignores ranges; download the archive"
+                )
+            return part
         data = os.pread(self.file.fileno(), length, offset)
         while len(data) < length:  # Linux reads at most 2 GiB at once
             more = os.pread(self.file.fileno(), length - len(data), offset + len(data))

@@ -8,6 +8,8 @@ all else (lists, big files), where obstore is not installed, and where a request
 from __future__ import annotations
 
 import logging
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,7 +38,6 @@ class Objects:
         try:
             import botocore.session
             import obstore
-            from obstore.auth.boto3 import Boto3CredentialProvider
             from obstore.store import S3Store
         except ImportError:
             return None
@@ -47,7 +48,7 @@ class Objects:
             store = S3Store(
                 bucket,
                 region=fs.s3.meta.region_name or "us-east-1",
-                credential_provider=Boto3CredentialProvider(session),
+                credential_provider=partial(_credentials, session),
                 client_options={"allow_http": True},
                 retry_config={"max_retries": 5},
                 **_endpoint(fs.s3.meta.endpoint_url),
@@ -68,9 +69,10 @@ class Objects:
             wanted = {"range": (start, end)}
         elif start is not None:
             wanted = {"range": {"suffix": -start} if start < 0 else {"offset": start}}
-        return self._try(
+        data: bytes | None = self._try(
             lambda: bytes(self._api.get(self._store, self._key(path), options=wanted).bytes())
         )
+        return data
 
     def put(self, path: str, data: bytes) -> bool:
         """Write an object; tell whether that was done."""
@@ -93,6 +95,17 @@ class Objects:
             LOG.debug("%s: s3fs takes over: %s", self.bucket, error)
             self._store = None
             return None
+
+
+def _credentials(session: Any) -> dict[str, Any]:
+    """Return what boto finds in the environment, its files or the machine's role."""
+    found = session.get_credentials().get_frozen_credentials()
+    return {
+        "access_key_id": found.access_key,
+        "secret_access_key": found.secret_key,
+        "token": found.token,
+        "expires_at": datetime.now(UTC) + timedelta(minutes=10),  # boto renews what runs out
+    }
 
 
 def _endpoint(url: str) -> dict[str, Any]:
