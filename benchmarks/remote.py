@@ -32,9 +32,9 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as root:
         write_dataset(f"{root}/data", args.images, height=360, width=480, seed=0)
+        script = str(Path(__file__).with_name("lean_s3.py"))
         server = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("lean_s3.py")), root]
-            + ["--latency", str(args.latency)],
+            [sys.executable, script, root, "--latency", str(args.latency)],
             stdout=subprocess.PIPE,
             text=True,
         )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from connectors import connector
-from pipeline.ahead import fetched_once, is_far, map_ahead
+from pipeline.ahead import Ahead, fetched_once, is_far
 from pipeline.errors import InputError
 from pipeline.files import read_url
 from pipeline.union import open_source
@@ -55,11 +55,12 @@ class Reader:
     connector: Connector
     tree: Tree
     embed_images: bool
+    _ahead: Ahead = field(default_factory=Ahead, compare=False)
 
     def __call__(self, samples: Sequence[Sample]) -> Iterator[tuple[Sample, Record | InputError]]:
         """Yield each sample with its record or the error that stopped it."""
         far = bool(samples) and is_far(samples[0].path)
-        yield from zip(samples, map_ahead(self.read, samples, far=far), strict=True)
+        yield from zip(samples, self._ahead.map(self.read, samples, far=far), strict=True)
 
     def later(
         self, samples: Sequence[Sample]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from connectors import connector
 from connectors.base import Written
-from pipeline.ahead import fetched_once, is_far, map_ahead
+from pipeline.ahead import Ahead, fetched_once, is_far
 from pipeline.errors import InputError
 from pipeline.failures import Failure
 from pipeline.files import open_sink
@@ -77,6 +77,7 @@ class _ChunkWriter(Generic[T]):
     sink: Sink
     relabel: Relabeller
     read: Callable[[T], Iterable[tuple[Sample, Pending]]]
+    _ahead: Ahead = field(default_factory=Ahead, compare=False)
 
     def __call__(self, chunk: Chunk[T]) -> Exported:
         result = Exported()
@@ -86,7 +87,7 @@ class _ChunkWriter(Generic[T]):
             return result
         far = self.sink.far or is_far(first[0].path)
         work = self._put_far if far else self._put
-        for done in map_ahead(work, chain((first,), pairs), far=far):
+        for done in self._ahead.map(work, chain((first,), pairs), far=far):
             if isinstance(done, Failure):
                 result.failures.append(done)
                 continue

@@ -14,6 +14,7 @@ import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -56,29 +57,42 @@ def is_far(url: str) -> bool:
     return local_path(archive[3] if archive else url) is None
 
 
-def map_ahead(function: Callable[[T], R], items: Iterable[T], *, far: bool) -> Iterator[R]:
-    """Yield the results in order; with `far`, up to `IN_FLIGHT` items are worked on at once.
+@dataclass(slots=True)
+class Ahead:
+    """Maps over samples, many at once when they lie far away; one for each worker."""
 
-    At most that many results wait to be taken. `function` may run in any thread.
+    _warm: bool = False
 
-    Raises:
-        Exception: what `function` raised; items after that one may have been worked on.
-    """
-    if not far:
-        yield from map(function, items)
-        return
-    pool, permits = _pool(os.getpid())
-    window: deque[Future[R]] = deque()
-    try:
-        for item in items:
-            if len(window) == IN_FLIGHT:
+    def map(self, function: Callable[[T], R], items: Iterable[T], *, far: bool) -> Iterator[R]:
+        """Yield the results in order; with `far`, up to `IN_FLIGHT` items are worked on at once.
+
+        At most that many results wait to be taken. `function` may run in any thread; the worker's
+        first item runs alone, so that what all need (an index, a connection) is fetched once.
+
+        Raises:
+            Exception: what `function` raised; items after that one may have been worked on.
+        """
+        if not far:
+            yield from map(function, items)
+            return
+        feed = iter(items)
+        if not self._warm:
+            for item in feed:
+                yield function(item)
+                self._warm = True
+                break
+        pool, permits = _pool(os.getpid())
+        window: deque[Future[R]] = deque()
+        try:
+            for item in feed:
+                if len(window) == IN_FLIGHT:
+                    yield window.popleft().result()
+                window.append(pool.submit(_with_permit, permits, function, item))
+            while window:
                 yield window.popleft().result()
-            window.append(pool.submit(_with_permit, permits, function, item))
-        while window:
-            yield window.popleft().result()
-    finally:
-        for future in window:
-            future.cancel()
+        finally:
+            for future in window:
+                future.cancel()
 
 
 @cache
@@ -126,7 +140,9 @@ def fetched_once() -> Iterator[None]:
 
     For the work on one sample: of its image first the header is asked for, then the whole.
     """
-    before, _OWN.files = _OWN.files, {}
+    before = _OWN.files
+    if before is None:
+        _OWN.files = {}
     try:
         yield
     finally:

@@ -33,7 +33,7 @@ class Objects:
         Options given by hand stay with s3fs alone, which knows what they mean.
         """
         bucket = root.partition("/")[0]
-        if options or not bucket or not hasattr(fs, "s3") or "@" in bucket or ":" in bucket:
+        if options or not bucket or not is_s3(fs) or "@" in bucket or ":" in bucket:
             return None
         try:
             import botocore.session
@@ -49,7 +49,7 @@ class Objects:
                 bucket,
                 region=fs.s3.meta.region_name or "us-east-1",
                 credential_provider=partial(_credentials, session),
-                client_options={"allow_http": True},
+                client_options={"allow_http": True, "connect_timeout": "10s", "timeout": "120s"},
                 retry_config={"max_retries": 5},
                 **_endpoint(fs.s3.meta.endpoint_url),
             )
@@ -92,9 +92,14 @@ class Objects:
         except FileNotFoundError:
             raise
         except Exception as error:  # s3fs has its own way with what this may be
-            LOG.debug("%s: s3fs takes over: %s", self.bucket, error)
+            LOG.warning("%s: s3fs takes over from obstore, slower: %s", self.bucket, error)
             self._store = None
             return None
+
+
+def is_s3(fs: Any) -> bool:
+    """Tell whether a file system of fsspec is s3fs."""
+    return type(fs).__module__.partition(".")[0] == "s3fs"
 
 
 def _credentials(session: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar
 from pipeline.ahead import IN_FLIGHT, held_files, waiting
 from pipeline.errors import LayoutError, MissingExtra, MissingFile, UsageError
 from pipeline.files import HEAD, TAIL, Entry, Tree, is_junk, safe_name
-from pipeline.objects import Objects
+from pipeline.objects import Objects, is_s3
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -67,8 +67,8 @@ class Remote:
             data = self._objects.get(path, start, end)
             if data is not None:
                 return data
-        options = {}
-        if start is None and end is None and hasattr(fs, "s3"):
+        options: dict[str, Any] = {}
+        if start is None and end is None and is_s3(fs):
             options["max_concurrency"] = 1  # else s3fs asks for the size first
         return bytes(fs.cat_file(path, start=start, end=end, **options))
 
