@@ -20,7 +20,7 @@ from tests.pipeline.s3_server import Fault, Proxy, s3_server
 if not all(find_spec(name) for name in ("moto", "flask", "s3fs", "boto3")):
     pytest.skip("no S3 server: pip install 'segmill[dev]'", allow_module_level=True)
 
-FRAMES = 24
+FRAMES = 12
 BUCKETS = count()
 
 
@@ -186,7 +186,7 @@ class TestArchives:
         with zipfile.ZipFile(packed, "w") as archive:
             for name, data in contents(camvid).items():
                 archive.writestr(name, data)
-            archive.writestr("ballast.bin", bytes(30 << 20))
+            archive.writestr("ballast.bin", bytes(12 << 20))
             for name, data in contents(camvid).items():
                 archive.writestr(f"again/{name}", data)
         upload(bucket, {"d.zip": packed.getvalue()})
@@ -194,7 +194,7 @@ class TestArchives:
         tree = open_tree(f"{bucket}/d.zip")
         files = contents(camvid)
         assert {name: tree.read(name) for name in files} == files
-        assert s3.state().body_bytes < 10 << 20
+        assert s3.state().body_bytes < 5 << 20
 
 
 def rows(store: str) -> list[object]:
