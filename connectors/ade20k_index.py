@@ -101,7 +101,7 @@ def _from_pickle(tree: Tree, name: str, fingerprint: str) -> LabelSpace:
 
 @lru_cache(maxsize=8)
 def _from_matlab(tree: Tree, name: str, fingerprint: str) -> LabelSpace:
-    from scipy.io import loadmat  # type: ignore[import-untyped]
+    from scipy.io import loadmat
 
     path = tree.url_of(name)
     try:

@@ -137,7 +137,7 @@ def from_blue(scene: Scene) -> tuple[tuple[Instance, ...], list[Patch]]:
     the object of the level above that has most of its pixels, -1 where there is none. An object's
     class is the most frequent one at its pixels.
     """
-    from scipy.ndimage import find_objects  # type: ignore[import-untyped]
+    from scipy.ndimage import find_objects
 
     instances, patches = [], []
     above: NDArray[np.uint8] | None = None

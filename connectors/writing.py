@@ -12,10 +12,12 @@ import os
 import tempfile
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from connectors import connector
 from connectors.base import Written
+from pipeline.ahead import Ahead, fetched_once, is_far
 from pipeline.errors import InputError
 from pipeline.failures import Failure
 from pipeline.files import open_sink
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from pipeline.relabel import Relabeller
     from pipeline.runner import Runner
     from pipeline.sinks import Sink
+
+    Pending = Record | InputError | Callable[[], Record | InputError]
+    """A record, the error in its place, or what reads it when its turn comes."""
 
 T = TypeVar("T")
 
@@ -58,7 +63,7 @@ class WriterFactory(Generic[T]):
     format: str
     target: str
     relabel: Relabeller
-    make_read: Callable[[], Callable[[T], Iterable[tuple[Sample, Record | InputError]]]]
+    make_read: Callable[[], Callable[[T], Iterable[tuple[Sample, Pending]]]]
 
     def __call__(self) -> Callable[[Chunk[T]], Exported]:
         """Make the worker, in the process that will use it."""
@@ -71,26 +76,46 @@ class _ChunkWriter(Generic[T]):
     connector: Connector
     sink: Sink
     relabel: Relabeller
-    read: Callable[[T], Iterable[tuple[Sample, Record | InputError]]]
+    read: Callable[[T], Iterable[tuple[Sample, Pending]]]
+    _ahead: Ahead = field(default_factory=Ahead, compare=False)
 
     def __call__(self, chunk: Chunk[T]) -> Exported:
         result = Exported()
-        for sample, record in self.read(chunk.items):
-            if isinstance(record, InputError):
-                result.failures.append(Failure.of(sample, "read", record))
+        pairs = iter(self.read(chunk.items))
+        first = next(pairs, None)
+        if first is None:
+            return result
+        far = self.sink.far or is_far(first[0].path)
+        work = self._put_far if far else self._put
+        for done in self._ahead.map(work, chain((first,), pairs), far=far):
+            if isinstance(done, Failure):
+                result.failures.append(done)
                 continue
-            try:
-                moved, loss = self.relabel(record)
-                written = self.connector.write(self.sink, moved, self.relabel.target)
-            except InputError as error:
-                result.failures.append(Failure.of(sample, "write", error))
-                continue
-            for name, count in written.loss.items():
-                loss.attributes[name] = loss.attributes.get(name, 0) + count
+            written, loss = done
             result.loss += loss
             result.written.append(written)
             result.done += 1
         return result
+
+    def _put_far(self, pair: tuple[Sample, Pending]) -> tuple[Written, Loss] | Failure:
+        """Read and write one sample; no file of it comes over the net twice."""
+        with fetched_once():
+            return self._put(pair)
+
+    def _put(self, pair: tuple[Sample, Pending]) -> tuple[Written, Loss] | Failure:
+        sample, record = pair
+        if callable(record):
+            record = record()
+        if isinstance(record, InputError):
+            return Failure.of(sample, "read", record)
+        try:
+            moved, loss = self.relabel(record)
+            written = self.connector.write(self.sink, moved, self.relabel.target)
+        except InputError as error:
+            return Failure.of(sample, "write", error)
+        for name, count in written.loss.items():
+            loss.attributes[name] = loss.attributes.get(name, 0) + count
+        return written, loss
 
 
 def write_dataset(

@@ -52,7 +52,12 @@ class _Counted:
 
 @APP.command()
 def convert(
-    src: Annotated[str, typer.Argument(help="The dataset's root, a .zip or .tar of it, or a URL.")],
+    src: Annotated[
+        str,
+        typer.Argument(
+            help="The dataset's root, a .zip or .tar of it, a URL, or several: a.zip,b.zip."
+        ),
+    ],
     dst: Annotated[str, typer.Argument(help="Where the new dataset goes: a directory or a URL.")],
     from_: Annotated[str, typer.Option("--from", help="The format of SRC.")],
     to: Annotated[str, typer.Option("--to", help="The format of DST.")],
@@ -74,18 +79,18 @@ def convert(
     """Turn one dataset format into another, and say what that loses."""
     with command("convert", as_json=as_json, debug=debug, max_errors=max_errors) as summary:
         from connectors import connector
-        from connectors.reading import ReaderFactory
+        from connectors.reading import LaterFactory
         from connectors.writing import WriterFactory, write_dataset
-        from pipeline.files import open_tree
         from pipeline.relabel import Relabeller, target_space
         from pipeline.runner import Resources, choose
+        from pipeline.union import open_source
 
         check_apart(src, dst)
-        reader, tree, writer = connector(from_), open_tree(src), connector(to)
+        reader, tree, writer = connector(from_), open_source(src), connector(to)
         spaces = reader.label_spaces(tree)
         space = target_space(label_space, writer.native, spaces)
         factory: WriterFactory[tuple[Sample, ...]] = WriterFactory(
-            to, dst, Relabeller.to(space, spaces), ReaderFactory(from_, tree.url)
+            to, dst, Relabeller.to(space, spaces), LaterFactory(from_, tree.url)
         )
         listing = _Counted(reader.list(tree, tuple(split or ())))
         # The listing is a stream: its length is not known before its end.
@@ -114,9 +119,11 @@ def check_apart(src: str, dst: str) -> None:
     from pipeline.errors import UsageError
     from pipeline.files import local_path
 
-    here, there = local_path(src), local_path(dst)
-    if here and there and Path(there).resolve().is_relative_to(Path(here).resolve()):
-        raise UsageError(f"{dst}: lies in the dataset that is read; name another directory")
+    there = local_path(dst)
+    for source in {src, *src.split(",")}:
+        here = local_path(source)
+        if here and there and Path(there).resolve().is_relative_to(Path(here).resolve()):
+            raise UsageError(f"{dst}: lies in the dataset that is read; name another directory")
 
 
 def book(summary: Summary, total: Exported, dst: str, *, strict: bool) -> None:

@@ -36,7 +36,12 @@ SHARD_SAMPLES = 256
 
 @APP.command()
 def ingest(
-    src: Annotated[str, typer.Argument(help="The dataset's root, a .zip or .tar of it, or a URL.")],
+    src: Annotated[
+        str,
+        typer.Argument(
+            help="The dataset's root, a .zip or .tar of it, a URL, or several: a.zip,b.zip."
+        ),
+    ],
     store: Annotated[str, typer.Argument(help="The label store to write to; made when absent.")],
     format_: Annotated[str, typer.Option("--format", help="The dataset's format: voc, camvid...")],
     split: Annotated[list[str] | None, typer.Option(help="Splits to read; default: all.")] = None,
@@ -62,13 +67,13 @@ def ingest(
         from connectors import connector
         from connectors.reading import ReaderFactory
         from pipeline.drive import execute
-        from pipeline.files import open_tree
         from pipeline.record import EMBEDDED
         from pipeline.run import Run
         from pipeline.runner import Resources, choose
         from pipeline.store import Store
+        from pipeline.union import open_source
 
-        reader, tree = connector(format_), open_tree(src)
+        reader, tree = connector(format_), open_source(src)
         target = Store.create(store, reader.label_spaces(tree)).with_facts(
             {format_: reader.facts(tree)}
         )

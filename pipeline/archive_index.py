@@ -30,7 +30,7 @@ def zip_members(file: BinaryIO, path: str) -> dict[str, Member]:
         LayoutError: it is no whole zip.
     """
     members: dict[str, Member] = {}
-    links = []
+    links, inner = [], []
     try:
         with zipfile.ZipFile(file) as archive:
             for info in archive.infolist():
@@ -39,6 +39,8 @@ def zip_members(file: BinaryIO, path: str) -> dict[str, Member]:
                 if stat.S_ISLNK(info.external_attr >> 16):
                     links.append(info.filename)
                     continue
+                if info.filename.lower().endswith((".zip", ".tar")):
+                    inner.append(info.filename)
                 method = ENCRYPTED if info.flag_bits & 1 else info.compress_type
                 members[_member_name(info.filename)] = (
                     info.header_offset,
@@ -50,6 +52,14 @@ def zip_members(file: BinaryIO, path: str) -> dict[str, Member]:
     except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
         raise LayoutError(f"{path}: not a whole zip ({error}); fetch it again") from None
     _report_links(path, links)
+    if inner:
+        LOG.warning(
+            "%s: holds archives, which are not looked into: %s; take them out "
+            "(unzip -j %s '*.zip') and name them beside it",
+            path,
+            ", ".join(inner[:3]),
+            path,
+        )
     return members
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import numpy as np
 
+from pipeline.ahead import held_files
 from pipeline.archive_index import ENCRYPTED, tar_members, zip_members
 from pipeline.errors import InputError, LayoutError, MissingFile, UnsafePath
 from pipeline.files import (
@@ -33,7 +34,7 @@ from pipeline.files import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -104,7 +105,8 @@ class ArchiveTree(Tree):
         """Return a member's bytes; its CRC is checked where the archive has one."""
         index = self._index()
         row = self._row(index, name)
-        return index.read(row, self.url_of(name))
+        url = self.url_of(name)
+        return index.blob.once(url, lambda: index.read(row, url))
 
     def open(self, name: str) -> BinaryIO:
         """Return a member open for reading and seeking; a compressed one is inflated whole."""
@@ -115,8 +117,9 @@ class ArchiveTree(Tree):
         index = self._index()
         row = self._row(index, name)
         offset, _, size, _, method = index.member(row)
-        if self.kind == "zip" or size <= head + tail or method != _STORED:
-            return index.read(row, self.url_of(name)), b""
+        kept = index.blob.far and held_files() is not None
+        if kept or self.kind == "zip" or size <= head + tail or method != _STORED:
+            return self.read(name), b""
         return index.blob.read(offset, head), index.blob.read(offset + size - tail, tail)
 
     def exists(self, name: str) -> bool:
@@ -168,25 +171,45 @@ class _Blob:
     """An archive's bytes, local or remote."""
 
     def __init__(self, path: str, options: dict[str, Any]) -> None:
-        self._local = "://" not in path
-        if self._local:
+        self.far = "://" in path
+        if not self.far:
             try:
                 self.file: BinaryIO = open(path, "rb")  # noqa: SIM115 - as long as the index lives
             except OSError as error:
                 raise LayoutError(f"{path}: {error.strerror or error}") from None
             return
-        from pipeline.remote import Remote
+        from pipeline.remote import RemoteTree
 
-        self._fs, self._path = Remote(path, options).at("")
+        self._tree = RemoteTree(path, options)
         try:
-            self.file = self._fs.open(self._path, "rb")
-        except FileNotFoundError:
+            self.file = self._tree.open("")
+        except MissingFile:
             raise LayoutError(f"{path}: no such file") from None
+        try:
+            self.file.seek(0, 2)
+            self.file.seek(0)
+        except (ValueError, OSError):
+            raise LayoutError(
+                f"{path}: its server sends no parts of files (ranges); download the archive"
+            ) from None
+
+    def once(self, url: str, fetch: Callable[[], bytes]) -> bytes:
+        """Return a member's bytes, those that are held already if it lies far away."""
+        if not self.far:
+            return fetch()
+        from pipeline.remote import once
+
+        return once(url, fetch)
 
     def read(self, offset: int, length: int) -> bytes:
         """Return up to `length` bytes at `offset`."""
-        if not self._local:
-            return bytes(self._fs.cat_file(self._path, start=offset, end=offset + length))
+        if self.far:
+            part = self._tree.read_range(offset, length)
+            if len(part) > length:
+                raise LayoutError(
+                    f"{self._tree.url}: its server ignores ranges; download the archive"
+                )
+            return part
         data = os.pread(self.file.fileno(), length, offset)
         while len(data) < length:  # Linux reads at most 2 GiB at once
             more = os.pread(self.file.fileno(), length - len(data), offset + len(data))

@@ -189,7 +189,9 @@ def _open_remote(url: str, options: dict[str, Any]) -> Tree:
     from pipeline.remote import RemoteTree
 
     tree = RemoteTree(_trim(url), options)
-    if tree.isdir(""):
+    # A web server has no directories: asked for one, fsspec fetches the whole archive as a page.
+    packed = url.lower().startswith(("http:", "https:")) and archive_kind(url) is not None
+    if not packed and tree.isdir(""):
         return tree
     if not tree.exists(""):
         raise LayoutError(f"{url}: no such file or directory")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar
 
+from pipeline.ahead import IN_FLIGHT, held_files, waiting
 from pipeline.errors import LayoutError, MissingExtra, MissingFile, UsageError
 from pipeline.files import HEAD, TAIL, Entry, Tree, is_junk, safe_name
+from pipeline.objects import Objects, is_s3
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _EXTRAS: Final = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure",
                   "abfss": "azure", "az": "azure"}  # fmt: skip
@@ -20,6 +23,8 @@ _CHECKSUMS: Final = ("md5Hash", "ETag", "etag", "checksum", "content_md5")
 _STAMPS: Final = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
 _WAITS: Final = (0.5, 1.0, 2.0)
 """Seconds before a request is made again; the file systems' own retries come first."""
+_OPENING: Final = threading.Lock()
+T = TypeVar("T")
 
 
 def _is_refusal(error: Exception) -> bool:
@@ -30,11 +35,12 @@ def _is_refusal(error: Exception) -> bool:
 class Remote:
     """A file system and a root path on it, opened on first use."""
 
-    __slots__ = ("_opened", "_options", "url")
+    __slots__ = ("_objects", "_opened", "_options", "url")
 
     def __init__(self, url: str, options: dict[str, Any]) -> None:
         self.url, self._options = url, options
         self._opened: tuple[Any, str] | None = None
+        self._objects: Objects | None = None
 
     def at(self, name: str) -> tuple[Any, str]:
         """Return the fsspec file system and a name's path on it.
@@ -43,22 +49,51 @@ class Remote:
             UnsafePath: the name leads outside the root.
         """
         if self._opened is None:
-            # Listings go stale in a process that lives for nights, and a bucket's fill the memory.
-            options = {"use_listings_cache": False, **self._options}
-            self._opened = _connect(self.url, options)  # set at once: threads share it
+            with _OPENING:  # a second connection would cost as much as a hundred requests
+                if self._opened is None:
+                    opened = _connect(self.url, self._options)
+                    self._objects = Objects.of(*opened, self._options)
+                    self._opened = opened
         fs, root = self._opened
         name = safe_name(name, self.url)
         if not name:
             return fs, root or fs.root_marker
         return fs, f"{root.rstrip('/')}/{name}" if root.rstrip("/") else fs.root_marker + name
 
+    def get(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
+        """Return a file's bytes, from `start` to before `end`, by one request."""
+        fs, path = self.at(name)
+        if self._objects is not None:
+            data = self._objects.get(path, start, end)
+            if data is not None:
+                return data
+        options: dict[str, Any] = {}
+        if start is None and end is None and is_s3(fs):
+            options["max_concurrency"] = 1  # else s3fs asks for the size first
+        return bytes(fs.cat_file(path, start=start, end=end, **options))
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write a file by one request."""
+        fs, path = self.at(name)
+        if self._objects is not None and self._objects.put(path, data):
+            return
+        try:
+            fs.pipe_file(path, data)
+        except FileNotFoundError:  # a file system with real directories
+            fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+            fs.pipe_file(path, data)
+
 
 def _connect(url: str, options: dict[str, Any]) -> tuple[Any, str]:
     import fsspec
 
     scheme = url.partition("://")[0]
+    # Listings go stale in a process that lives for nights, and a bucket's fill the memory.
+    defaults: dict[str, Any] = {"use_listings_cache": False}
+    if _EXTRAS.get(scheme) == "s3":  # boto keeps ten connections, whatever the threads
+        defaults["config_kwargs"] = {"max_pool_connections": IN_FLIGHT}
     try:
-        fs, root = fsspec.core.url_to_fs(url, **options)
+        fs, root = fsspec.core.url_to_fs(url, **{**defaults, **options})
     except ImportError:
         if scheme not in _EXTRAS:
             raise
@@ -100,7 +135,7 @@ class RemoteTree(Tree):
         except (FileNotFoundError, NotADirectoryError):
             raise LayoutError(f"{self.url_of(under)}: no such directory") from None
         except Exception as error:  # each file system has its own classes for refusals
-            raise LayoutError(f"{self.url_of(under)}: cannot be listed: {_say(error)}") from error
+            raise LayoutError(f"{self.url_of(under)}: cannot be listed: {say(error)}") from error
         children = []
         for item in items:
             base = item["name"].rstrip("/").rpartition("/")[2]
@@ -117,19 +152,17 @@ class RemoteTree(Tree):
 
     def read(self, name: str) -> bytes:
         """Return a file's bytes."""
-        return self._cat(name)
+        return once(self.url_of(name), lambda: self._cat(name))
 
     def _cat(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
-        fs, path = self._remote.at(name)
-        for wait in (*_WAITS, None):
-            try:
-                return bytes(fs.cat_file(path, start=start, end=end))
-            except Exception as error:
-                known = self._unreadable(name, error)
-                if wait is None or isinstance(known, MissingFile) or _is_refusal(error):
-                    raise known from error
-            time.sleep(wait * (1 + random.random()))
-        raise AssertionError("unreachable")
+        self._remote.at(name)  # a name that leads outside is refused once and for all
+        return patiently(
+            lambda: self._remote.get(name, start, end), lambda error: self._unreadable(name, error)
+        )
+
+    def read_range(self, offset: int, length: int) -> bytes:
+        """Return up to `length` bytes at `offset` of the file that the tree's URL names."""
+        return self._cat("", offset, offset + length)
 
     def _unreadable(self, name: str, error: Exception) -> Exception:
         """Return the error to raise; each file system has its own classes for refusals."""
@@ -138,7 +171,7 @@ class RemoteTree(Tree):
             return MissingFile(url, "no such file", "restore it or take it off the list")
         if isinstance(error, IsADirectoryError):
             return MissingFile(url, "is a directory, not a file", "take it off the list")
-        return OSError(f"{url}: cannot be read: {_say(error)}")
+        return OSError(f"{url}: cannot be read: {say(error)}")
 
     def open(self, name: str) -> BinaryIO:
         """Return a file open for reading and seeking."""
@@ -150,7 +183,12 @@ class RemoteTree(Tree):
         return file
 
     def header_bytes(self, name: str, head: int = HEAD, tail: int = TAIL) -> tuple[bytes, bytes]:
-        """Return the first and the last bytes of a file by two requests."""
+        """Return the first and the last bytes of a file by two requests.
+
+        Where files are kept (`fetched_once`), by one request for all of it.
+        """
+        if held_files() is not None:
+            return self.read(name), b""
         first = self._cat(name, 0, head)
         if len(first) < head:
             return first, b""
@@ -169,7 +207,7 @@ class RemoteTree(Tree):
         try:
             return bool(getattr(fs, question)(path))
         except Exception as error:  # no such bucket, no credentials, no network
-            raise LayoutError(f"{self.url_of(name)}: cannot be reached: {_say(error)}") from error
+            raise LayoutError(f"{self.url_of(name)}: cannot be reached: {say(error)}") from error
 
     def entry(self, name: str) -> Entry:
         """Return one file's entry by one request."""
@@ -193,7 +231,35 @@ class RemoteTree(Tree):
         return RemoteTree(self.url_of(safe_name(prefix, self.url)), self.options)
 
 
-def _say(error: Exception) -> str:
+def once(url: str, fetch: Callable[[], bytes]) -> bytes:
+    """Return a file's bytes, those held by `fetched_once` if they are."""
+    held = held_files()
+    if held is None:
+        return fetch()
+    if url not in held:
+        held[url] = fetch()
+    return held[url]
+
+
+def patiently(ask: Callable[[], T], known: Callable[[Exception], Exception]) -> T:
+    """Return an answer; a request that fails by chance is made again, some seconds long.
+
+    Raises:
+        Exception: the last error, as what `known` calls it.
+    """
+    with waiting():
+        for wait in (*_WAITS, None):
+            try:
+                return ask()
+            except Exception as error:
+                named = known(error)
+                if wait is None or isinstance(named, MissingFile) or _is_refusal(error):
+                    raise named from error
+            time.sleep(wait * (1 + random.random()))
+    raise AssertionError("unreachable")
+
+
+def say(error: Exception) -> str:
     """Return an error's text on one line."""
     return " ".join(str(error).split()) or type(error).__name__
 

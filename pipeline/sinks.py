@@ -8,13 +8,13 @@ from abc import ABC, abstractmethod
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 from pipeline.files import safe_name
-from pipeline.remote import Remote
+from pipeline.remote import Remote, patiently, say
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
 _SERIAL = count()
@@ -25,6 +25,8 @@ class Sink(ABC):
 
     __slots__ = ()
     url: str
+    far: ClassVar[bool] = False
+    """Whether it is on another machine, so that many writes at once are worth their threads."""
 
     @abstractmethod
     def write(self, name: str, data: bytes | memoryview) -> None:
@@ -122,6 +124,7 @@ def _sync_directory(path: str) -> None:
 class RemoteSink(Sink):
     """An fsspec URL: one PUT a file on object stores; elsewhere as atomic as the file system."""
 
+    far: ClassVar[bool] = True
     url: str
     options: dict[str, Any] = field(default_factory=dict, repr=False, hash=False)
     _remote: Remote = field(init=False, repr=False, compare=False)
@@ -134,12 +137,17 @@ class RemoteSink(Sink):
 
     def write(self, name: str, data: bytes | memoryview) -> None:
         """Write a file by one request."""
-        fs, path = self._remote.at(name)
-        try:
-            fs.pipe_file(path, bytes(data))
-        except FileNotFoundError:  # a file system with real directories
-            fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-            fs.pipe_file(path, bytes(data))
+        self._remote.at(name)
+        content = bytes(data)
+        self._patiently(name, lambda: self._remote.put(name, content))
+
+    def _patiently(self, name: str, ask: Callable[[], None]) -> None:
+        """Make a request, again when it fails by chance."""
+
+        def known(error: Exception) -> OSError:
+            return OSError(f"{self.url_of(name)}: cannot be written: {say(error)}")
+
+        patiently(ask, known)
 
     @contextmanager
     def stream(self, name: str) -> Iterator[BinaryIO]:
@@ -154,13 +162,17 @@ class RemoteSink(Sink):
             yield part.file  # type: ignore[misc]
             part.flush()
             fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-            fs.put_file(part.name, path)
+            self._patiently(name, lambda: fs.put_file(part.name, path))
 
     def remove(self, name: str) -> None:
         """Remove a file; one that is not there is no error."""
         fs, path = self._remote.at(name)
-        with suppress(FileNotFoundError):
-            fs.rm_file(path)
+
+        def delete() -> None:
+            with suppress(FileNotFoundError):
+                fs.rm_file(path)
+
+        self._patiently(name, delete)
 
     def exists(self, name: str) -> bool:
         """Tell whether a file or directory is there."""

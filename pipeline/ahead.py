@@ -1,0 +1,154 @@
+"""Work on samples that lie far away: many requests on the way at once, few samples on the CPU.
+
+A request to an object store takes tens of milliseconds, the work on a sample a few. So samples of
+remote trees and sinks are worked on by many threads, which mostly wait. Threads that are ready to
+compute would stand in each other's way, and in that of the thread that does the requests, so each
+needs a permit to compute and gives it back while it waits (`waiting`). Local samples take no part
+in any of this.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from pipeline.files import ARCHIVE_URL, local_path
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from concurrent.futures import Future
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+IN_FLIGHT: Final = 64
+"""Samples that one process works on at once; also the connections that it keeps open."""
+
+
+_PATIENCE: Final = 0.5
+"""Seconds that a thread waits for a permit before it goes on without one."""
+
+
+class _Own(threading.local):
+    """What a thread holds: a permit to compute, and the files of the sample it works on."""
+
+    permit: threading.Semaphore | None = None
+    files: dict[str, bytes] | None = None
+
+
+_OWN: Final = _Own()
+
+
+def is_far(url: str) -> bool:
+    """Tell whether a file, or the archive that it lies in, is on another machine.
+
+    >>> [is_far(u) for u in ("/d/a.png", "zip://a.png::/d.zip", "zip://a.png::s3://b/d.zip")]
+    [False, False, True]
+    """
+    if url[:1] == "/":
+        return False
+    archive = ARCHIVE_URL.fullmatch(url)
+    return local_path(archive[3] if archive else url) is None
+
+
+@dataclass(slots=True)
+class Ahead:
+    """Maps over samples, many at once when they lie far away; one for each worker."""
+
+    _warm: bool = False
+
+    def map(self, function: Callable[[T], R], items: Iterable[T], *, far: bool) -> Iterator[R]:
+        """Yield the results in order; with `far`, up to `IN_FLIGHT` items are worked on at once.
+
+        At most that many results wait to be taken. `function` may run in any thread; the worker's
+        first item runs alone, so that what all need (an index, a connection) is fetched once.
+
+        Raises:
+            Exception: what `function` raised; items after that one may have been worked on.
+        """
+        if not far:
+            yield from map(function, items)
+            return
+        feed = iter(items)
+        if not self._warm:
+            for item in feed:
+                yield function(item)
+                self._warm = True
+                break
+        pool, permits = _pool(os.getpid())
+        window: deque[Future[R]] = deque()
+        try:
+            for item in feed:
+                if len(window) == IN_FLIGHT:
+                    yield window.popleft().result()
+                window.append(pool.submit(_with_permit, permits, function, item))
+            while window:
+                yield window.popleft().result()
+        finally:
+            for future in window:
+                future.cancel()
+
+
+@cache
+def _pool(process: int) -> tuple[ThreadPoolExecutor, threading.Semaphore]:
+    """Return this process's threads, shared by its workers, and its permits to compute."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return ThreadPoolExecutor(IN_FLIGHT, "segmill-ahead"), threading.Semaphore(cores or 1)
+
+
+def _with_permit(permits: threading.Semaphore, function: Callable[[T], R], item: T) -> R:
+    _take(permits)
+    try:
+        return function(item)
+    finally:
+        _give_back()
+
+
+def _take(permits: threading.Semaphore) -> None:
+    # Not for ever: this thread may hold a lock that those with the permits wait for.
+    if permits.acquire(timeout=_PATIENCE):
+        _OWN.permit = permits
+
+
+def _give_back() -> threading.Semaphore | None:
+    permits, _OWN.permit = _OWN.permit, None
+    if permits is not None:
+        permits.release()
+    return permits
+
+
+@contextmanager
+def waiting() -> Iterator[None]:
+    """Give this thread's permit to compute back for as long as the block waits for an answer."""
+    permits = _give_back()
+    try:
+        yield
+    finally:
+        if permits is not None:
+            _take(permits)
+
+
+@contextmanager
+def fetched_once() -> Iterator[None]:
+    """Keep what this thread reads from remote trees until the block ends: no file comes twice.
+
+    For the work on one sample: of its image first the header is asked for, then the whole.
+    """
+    before = _OWN.files
+    if before is None:
+        _OWN.files = {}
+    try:
+        yield
+    finally:
+        _OWN.files = before
+
+
+def held_files() -> dict[str, bytes] | None:
+    """Return the files that `fetched_once` keeps for this thread, by URL; None outside of it."""
+    return _OWN.files

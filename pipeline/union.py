@@ -1,0 +1,293 @@
+"""Several sources as one tree: a dataset that is handed out as several archives.
+
+    open_source("leftImg8bit_trainvaltest.zip,gtFine_trainvaltest.zip")
+    open_source("downloads")        # a directory that holds nothing but archives
+
+What each archive holds lies at the root of the union, as if all had been unpacked into one
+directory. An archive without any folder lies in one of its own name, as it would have to be
+unpacked: CamVid's `LabeledApproved_full.zip` holds bare files. Of a file that several hold, the
+first's counts.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from heapq import merge
+from operator import itemgetter
+from typing import TYPE_CHECKING, BinaryIO, Final, TypeVar
+
+from pipeline.errors import LayoutError, MissingFile
+from pipeline.files import HEAD, LOG, TAIL, Entry, Tree, is_junk, open_tree, safe_name
+from pipeline.local import LocalTree
+from pipeline.remote import RemoteTree
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+T = TypeVar("T")
+
+SEPARATOR: Final = ","
+_ARCHIVE: Final = re.compile(r"\.(zip|tar|tgz|tbz2|txz|tar\.\w+)$", re.IGNORECASE)
+_BESIDE: Final = re.compile(
+    r"(^(readme|licen[cs]e|copying|terms|changelog|citation|(md5|sha\d+)sums?)"
+    r"|\.(md5|sha1|sha256|sha512|sfv|asc|sig|md|pdf|url)$)",
+    re.IGNORECASE,
+)
+"""What may lie beside archives without being a part of the dataset."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnionTree(Tree):
+    """The union of several trees; `url` is what `open_source` opens it by again."""
+
+    url: str
+    parts: tuple[Tree, ...]
+
+    def walk(self, under: str = "", suffixes: tuple[str, ...] | None = None) -> Iterator[Entry]:
+        """Yield the files below `under`, sorted; of several with one name the first's."""
+        walks = [_placed(part.walk(under, suffixes), part) for part in self._holding(under)]
+        last: Entry | None = None
+        kind = example = ""
+        differing = 0
+        for name, entry, found in merge(*walks, key=itemgetter(0)):
+            if last is None or name != last.name:
+                last, kind = entry, found
+                yield entry
+            elif entry.size != last.size or (
+                kind == found == "zip" and entry.fingerprint != last.fingerprint  # CRC and size
+            ):
+                differing, example = differing + 1, name
+        if differing:
+            LOG.warning(
+                "%s: %d files differ between its sources, the first source's counts; one is %s",
+                self.url,
+                differing,
+                example,
+            )
+
+    def _holding(self, under: str) -> list[Tree]:
+        """Return the parts that have a directory, in their order.
+
+        Raises:
+            LayoutError: none has it.
+        """
+        found = [part for part in self.parts if part.isdir(under)]
+        if not found:
+            raise LayoutError(f"{self.url}: none of its sources has a directory {under!r}")
+        return found
+
+    def names(self, under: str = "") -> list[str]:
+        """Return the names of the direct children of `under` in any part, sorted."""
+        return sorted({name for part in self._holding(under) for name in part.names(under)})
+
+    def _ask(self, name: str, ask: Callable[[Tree], T]) -> T:
+        """Return the answer of the first part that has a file."""
+        for part in self.parts:
+            with suppress(MissingFile):
+                return ask(part)
+        return ask(self._blamed(name))
+
+    def _blamed(self, name: str) -> Tree:
+        """Return the part that a file is missing from: the first that has its directory."""
+        folder = name.rpartition("/")[0]
+        return next((part for part in self.parts if folder and part.isdir(folder)), self.parts[0])
+
+    def read(self, name: str) -> bytes:
+        """Return a file's bytes."""
+        return self._ask(name, lambda part: part.read(name))
+
+    def open(self, name: str) -> BinaryIO:
+        """Return a file open for reading and seeking."""
+        return self._ask(name, lambda part: part.open(name))
+
+    def header_bytes(self, name: str, head: int = HEAD, tail: int = TAIL) -> tuple[bytes, bytes]:
+        """Return the first and the last bytes of a file."""
+        return self._ask(name, lambda part: part.header_bytes(name, head, tail))
+
+    def entry(self, name: str) -> Entry:
+        """Return one file's entry."""
+        return self._ask(name, lambda part: part.entry(name))
+
+    def exists(self, name: str) -> bool:
+        """Tell whether a file or directory is there."""
+        return any(part.exists(name) for part in self.parts)
+
+    def isdir(self, name: str) -> bool:
+        """Tell whether a directory is there."""
+        return any(part.isdir(name) for part in self.parts)
+
+    def url_of(self, name: str) -> str:
+        """Return the URL that a file has in the first part that holds it.
+
+        Archives answer by their index; a directory of a bucket takes a request for each question.
+        """
+        if not name:
+            return self.url
+        part = next((part for part in self.parts if part.exists(name)), None)
+        return (part or self._blamed(name)).url_of(name)
+
+    def sub(self, prefix: str) -> Tree:
+        """Return the union of what the parts hold below `prefix`."""
+        parts = [part.sub(prefix) for part in self.parts if part.isdir(prefix)]
+        return _union(parts or [self.parts[0].sub(prefix)])
+
+
+@dataclass(frozen=True, slots=True)
+class FolderTree(Tree):
+    """A tree whose files lie in one folder, which its source has not."""
+
+    folder: str
+    inner: Tree
+
+    @property
+    def url(self) -> str:  # type: ignore[override]
+        """The source's URL."""
+        return self.inner.url
+
+    @property
+    def kind(self) -> str:
+        """The archive's kind."""
+        return str(getattr(self.inner, "kind", ""))
+
+    def _below(self, name: str) -> str:
+        """Return a name in the source.
+
+        Raises:
+            MissingFile: the name is not below the folder.
+        """
+        name = safe_name(name, self.url)
+        first, _, rest = name.partition("/")
+        if first != self.folder or not rest:
+            raise MissingFile(
+                f"{self.url}: {name}", "no such member", "restore it or take it off the list"
+            )
+        return rest
+
+    def walk(self, under: str = "", suffixes: tuple[str, ...] | None = None) -> Iterator[Entry]:
+        """Yield the files below `under`, sorted."""
+        if not self.isdir(under):
+            raise LayoutError(f"{self.url}: no directory {under!r}")
+        for entry in self.inner.walk("", suffixes):
+            yield replace(entry, name=f"{self.folder}/{entry.name}")
+
+    def names(self, under: str = "") -> list[str]:
+        """Return the names of the direct children of `under`, sorted."""
+        if not self.isdir(under):
+            raise LayoutError(f"{self.url}: no directory {under!r}")
+        return self.inner.names() if safe_name(under, self.url) else [self.folder]
+
+    def read(self, name: str) -> bytes:
+        """Return a file's bytes."""
+        return self.inner.read(self._below(name))
+
+    def open(self, name: str) -> BinaryIO:
+        """Return a file open for reading and seeking."""
+        return self.inner.open(self._below(name))
+
+    def header_bytes(self, name: str, head: int = HEAD, tail: int = TAIL) -> tuple[bytes, bytes]:
+        """Return the first and the last bytes of a file."""
+        return self.inner.header_bytes(self._below(name), head, tail)
+
+    def exists(self, name: str) -> bool:
+        """Tell whether a file or directory is there."""
+        if self.isdir(name):
+            return True
+        with suppress(MissingFile):
+            return self.inner.exists(self._below(name))
+        return False
+
+    def isdir(self, name: str) -> bool:
+        """Tell whether a directory is there."""
+        return safe_name(name, self.url) in ("", self.folder)
+
+    def entry(self, name: str) -> Entry:
+        """Return one file's entry."""
+        return replace(self.inner.entry(self._below(name)), name=name)
+
+    def url_of(self, name: str) -> str:
+        """Return the file's URL in the source."""
+        return self.inner.url_of(self._below(name)) if not self.isdir(name) else self.url
+
+    def sub(self, prefix: str) -> Tree:
+        """Return the tree below `prefix`."""
+        return self.inner if safe_name(prefix, self.url) else self
+
+
+def _in_its_folder(tree: Tree) -> Tree:
+    """Put an archive of bare files into a folder of its name."""
+    kind = getattr(tree, "kind", "")
+    if not kind or getattr(tree, "prefix", None) or any(tree.isdir(name) for name in tree.names()):
+        return tree
+    stem = posixpath.basename(tree.url)[: -len(kind) - 1]
+    return FolderTree(stem, tree)
+
+
+def _placed(walk: Iterator[Entry], part: Tree) -> Iterator[tuple[str, Entry, str]]:
+    kind = getattr(part, "kind", "")  # an archive's
+    for entry in walk:
+        yield entry.name, entry, kind
+
+
+def _union(parts: Sequence[Tree], url: str | None = None) -> Tree:
+    """Return the union of trees; the one tree itself where there is no other."""
+    if len(parts) == 1:
+        return parts[0]
+    if url is None:
+        for part in parts:
+            if SEPARATOR in part.url:
+                raise LayoutError(f"{part.url}: a comma in a source's name; rename it")
+        url = SEPARATOR.join(part.url for part in parts)
+    return UnionTree(url, tuple(parts))
+
+
+def open_source(url: str) -> Tree:
+    """Open a dataset's source: what `open_tree` opens, or several of these as one.
+
+    Several are given with commas between them, or as a directory that holds archives and nothing
+    else but notes and checksums.
+
+    Raises:
+        LayoutError: one is not there, or is a compressed tar.
+        UsageError: a URL holds credentials.
+    """
+    try:
+        tree = open_tree(url)
+    except LayoutError:
+        sources = [source.strip() for source in url.split(SEPARATOR)]
+        if len(sources) < 2 or not all(sources):
+            raise
+        return _union([_in_its_folder(open_tree(source)) for source in sources])
+    archives = _archives(tree)
+    if not archives:
+        return tree
+    parts = [open_tree(tree.url_of(name)) for name in archives]
+    return _union([_in_its_folder(part) for part in parts], tree.url)
+
+
+def _archives(tree: Tree) -> list[str]:
+    """Return the names of a directory's archives; none where it holds anything else."""
+    names: Iterable[tuple[str, bool]]
+    if isinstance(tree, LocalTree) and not tree.only:
+        names = _local_files(tree.url)
+    elif isinstance(tree, RemoteTree):
+        names = ((name, False) for name in tree.names())
+    else:
+        return []
+    found = []
+    for name, is_dir in names:  # a dataset's directory ends this at its first entry
+        if is_junk(name) or _BESIDE.search(name):
+            continue
+        if is_dir or not _ARCHIVE.search(name):
+            return []
+        found.append(name)
+    return sorted(found)
+
+
+def _local_files(path: str) -> Iterator[tuple[str, bool]]:
+    with os.scandir(path) as items:
+        for item in items:
+            yield item.name, item.is_dir()

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from pipeline.ahead import IN_FLIGHT, Ahead, fetched_once, is_far, waiting
+from pipeline.files import open_tree, read_url
+from tests.pipeline.sources import zip_bytes
+
+
+class Gauge:
+    """Counts the threads that are in a block at once."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self.now -= 1
+
+
+class TestMap:
+    def test_results_come_in_order_and_many_wait_at_once(self):
+        gauge = Gauge()
+
+        def work(number: int) -> int:
+            with waiting(), gauge:
+                time.sleep(0.001 * (number % 7))
+            return number * 2
+
+        assert list(Ahead().map(work, range(300), far=True)) == [2 * n for n in range(300)]
+        assert 8 < gauge.most <= IN_FLIGHT
+
+    def test_near_samples_stay_in_the_thread(self):
+        threads = set(Ahead().map(lambda _: threading.get_ident(), range(100), far=False))
+        assert threads == {threading.get_ident()}
+
+    def test_no_more_is_taken_than_may_be_in_flight(self):
+        taken = []
+        feed = (taken.append(n) or n for n in range(1000))
+        results = Ahead().map(lambda n: n, feed, far=True)
+        for _ in range(3):
+            next(results)
+        assert len(taken) <= IN_FLIGHT + 3
+        results.close()
+
+    def test_the_first_of_a_worker_runs_alone(self):
+        gauge, first = Gauge(), []
+
+        def work(number: int) -> int:
+            with waiting(), gauge:
+                time.sleep(0.02 if not number else 0)
+                if not number:
+                    first.append(gauge.most)
+            return number
+
+        ahead = Ahead()
+        list(ahead.map(work, range(50), far=True))
+        assert first == [1]
+        list(ahead.map(work, range(50), far=True))
+        assert first[1] > 1
+
+    def test_an_error_is_raised_in_its_place(self):
+        def work(number: int) -> int:
+            return 1 // (number - 20)
+
+        results = Ahead().map(work, range(100), far=True)
+        assert [next(results) for _ in range(20)]
+        with pytest.raises(ZeroDivisionError):
+            next(results)
+
+    def test_a_lock_held_over_a_request_stops_nobody_for_ever(self):
+        lock = threading.Lock()
+
+        def work(number: int) -> int:
+            with lock, waiting():
+                time.sleep(0.01)
+            return number
+
+        assert list(Ahead().map(work, range(20), far=True)) == list(range(20))
+
+
+class TestFetchedOnce:
+    @pytest.fixture
+    def fetched(self, memory, monkeypatch):
+        memory.pipe_file("/b/d/a.png", b"x" * 100_000)
+        memory.pipe_file("/b/d.zip", zip_bytes({"a.png": b"x" * 100_000}))
+        asked: list[str] = []
+        cat = type(memory).cat_file
+        monkeypatch.setattr(
+            type(memory), "cat_file", lambda *a, **k: asked.append(a[1]) or cat(*a, **k)
+        )
+        return asked
+
+    @pytest.mark.parametrize("url", ["memory://b/d", "memory://b/d.zip"])
+    def test_a_file_is_fetched_once_whatever_is_asked_of_it(self, fetched, url):
+        tree = open_tree(url)
+        fetched.clear()
+        with fetched_once():
+            assert tree.header_bytes("a.png") == (b"x" * 100_000, b"")
+            assert read_url(tree.url_of("a.png")) == tree.read("a.png") == b"x" * 100_000
+            with fetched_once():
+                tree.read("a.png")
+            assert len(fetched) == 1
+        tree.read("a.png")
+        assert len(fetched) == 2
+
+
+def test_far_is_what_lies_on_another_machine():
+    far = ["s3://b/x", "https://h/x.png", "zip://a::s3://b/d.zip", "tar://a::memory://d.tar"]
+    near = ["/d/x.png", "zip://a::/d.zip", "tar://a::/d.tar", "file:///d/x", "x.png", ""]
+    assert [is_far(url) for url in far] == [True] * len(far)
+    assert [is_far(url) for url in near] == [False] * len(near)

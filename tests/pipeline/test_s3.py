@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from itertools import count
+
+import pytest
+
+from pipeline.errors import LayoutError, MissingFile
+from pipeline.files import open_sink, open_tree, read_url
+from pipeline.store import Store
+from tests.connectors.trees import bare, contents
+from tests.jobs.calls import call
+from tests.pipeline.s3_server import Fault, Proxy, s3_server
+
+if not all(find_spec(name) for name in ("moto", "flask", "s3fs", "boto3")):
+    pytest.skip("no S3 server: pip install 'segmill[dev]'", allow_module_level=True)
+
+FRAMES = 12
+BUCKETS = count()
+
+
+@pytest.fixture(scope="module")
+def server():
+    with s3_server() as proxy, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+        patch.setenv("AWS_ALLOW_HTTP", "true")
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_REGION", "us-east-1")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        yield proxy
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(params=["s3fs", "obstore"])
+def client(request, monkeypatch):
+    """Give each of the two ways to an object."""
+    if request.param == "obstore" and not find_spec("obstore"):
+        pytest.skip("obstore is not installed")
+    if request.param == "s3fs":
+        monkeypatch.setattr("pipeline.remote.Objects.of", lambda *_: None)
+    return request.param
+
+
+@pytest.fixture
+def s3(server: Proxy):
+    server.reset()
+    yield server
+    server.reset()
+
+
+@pytest.fixture
+def bucket(s3: Proxy) -> str:
+    import boto3
+
+    name = f"bucket-{next(BUCKETS)}"
+    boto3.client("s3", endpoint_url=f"http://127.0.0.1:{s3.upstream}").create_bucket(Bucket=name)
+    return f"s3://{name}"
+
+
+def upload(url: str, files: dict[str, bytes]) -> None:
+    sink = open_sink(url)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda name: sink.write(name, files[name]), files))
+
+
+@pytest.fixture(scope="module")
+def camvid(tmp_path_factory):
+    """Make a small dataset of street scenes; return its root."""
+    from pipeline.streetscenes import write_dataset
+
+    root = tmp_path_factory.mktemp("camvid")
+    write_dataset(str(root), FRAMES, height=48, width=64, seed=0)
+    return root
+
+
+class TestObjects:
+    def test_listing_takes_a_request_a_page(self, s3, bucket, client):
+        names = [f"d/{i:03}.jpg" for i in range(25)]
+        upload(bucket, dict.fromkeys(names, b"x"))
+        s3.reset()
+        entries = list(open_tree(bucket).walk("d"))
+        assert [e.name for e in entries] == names
+        assert all(e.size == 1 and e.fingerprint for e in entries)
+        assert s3.count("GET .*list-type=2.*d%2F") == 3
+
+    def test_names_of_all_kinds_come_back(self, s3, bucket, client):
+        files = {"a b+c.jpg": b"1", "été/ü#?&%20.png": b"2", "q=1/x": b"3", "empty": b""}
+        upload(bucket, files)
+        tree = open_tree(bucket)
+        assert {e.name: tree.read(e.name) for e in tree.walk()} == files
+        assert {name: read_url(tree.url_of(name)) for name in files} == files
+
+    def test_whole_files_and_both_ends_take_one_request_each(self, s3, bucket, client):
+        data = bytes(range(256)) * 1000
+        upload(bucket, {"big.bin": data, "small.bin": data[:100]})
+        tree = open_tree(bucket)
+        s3.reset()
+        assert tree.read("big.bin") == data
+        assert len(s3.state().requests) == 1
+        assert tree.header_bytes("small.bin") == (data[:100], b"")
+        assert len(s3.reset().requests) == 2
+        assert tree.header_bytes("big.bin") == (data[:65536], data[-64:])
+        seen = s3.state()
+        assert len(seen.requests) == 2
+        assert seen.body_bytes == 65536 + 64
+
+    def test_what_is_missing_says_so(self, s3, bucket, client):
+        upload(bucket, {"a": b"1"})
+        tree = open_tree(bucket)
+        for read in (tree.read, tree.entry, tree.open, tree.header_bytes):
+            with pytest.raises(MissingFile, match="no such file"):
+                read("nope.jpg")
+        assert not tree.exists("nope.jpg")
+        with pytest.raises(LayoutError, match="no-such-bucket"):
+            open_tree("s3://no-such-bucket-here")
+
+    def test_a_pickled_tree_and_sink_work_on(self, s3, bucket, client):
+        upload(bucket, {"a": b"1"})
+        tree, sink = pickle.loads(pickle.dumps((open_tree(bucket), open_sink(bucket))))
+        sink.write("b", tree.read("a"))
+        assert tree.read("b") == b"1"
+        sink.remove("b")
+        sink.remove("b")
+        assert not sink.exists("b")
+
+    def test_a_stream_appears_whole_or_not_at_all(self, s3, bucket):
+        sink = open_sink(bucket)
+        with pytest.raises(ZeroDivisionError), sink.stream("list.txt") as file:
+            file.write(b"half" * (1 // 0))
+        assert not sink.exists("list.txt")
+        with sink.stream("list.txt") as file:
+            file.write(b"whole")
+        assert open_tree(bucket).read("list.txt") == b"whole"
+
+    def test_a_big_stream_is_uploaded_in_parts(self, s3, bucket):
+        sink = open_sink(bucket)
+        block = bytes(1 << 20)
+        with sink.stream("big.bin") as file:
+            for _ in range(101):
+                file.write(block)
+        assert s3.count(r"PUT .*partNumber=") > 1
+        assert open_tree(bucket).entry("big.bin").size == 101 << 20
+
+
+class TestFaults:
+    @pytest.mark.parametrize("status", [500, 503, 0])
+    def test_a_read_that_fails_by_chance_is_made_again(self, s3, bucket, client, status):
+        data = bytes(range(256)) * 800
+        upload(bucket, {"a.bin": data})
+        tree = open_tree(bucket)
+        s3.reset(Fault(r"GET .*a\.bin", status, most=2))
+        assert tree.read("a.bin") == data
+        assert tree.header_bytes("a.bin") == (data[:65536], data[-64:])
+        assert s3.state().faults[0].hits == 2
+
+    @pytest.mark.parametrize("status", [500, 503])
+    def test_a_write_that_fails_by_chance_is_made_again(self, s3, bucket, client, status):
+        sink = open_sink(bucket)
+        s3.reset(Fault(r"PUT .*a\.bin", status, most=2))
+        sink.write("a.bin", b"data" * 100)
+        assert s3.state().faults[0].hits == 2
+        assert open_tree(bucket).read("a.bin") == b"data" * 100
+
+    def test_listing_questions_and_removal_survive(self, s3, bucket):
+        upload(bucket, {f"d/{i}": b"1" for i in range(25)})
+        s3.reset(Fault(".", 503, every=2))
+        tree = open_tree(bucket)
+        assert len(list(tree.walk())) == 25
+        assert tree.exists("d/3")
+        assert tree.entry("d/3").size == 1
+        open_sink(bucket).remove("d/3")
+        assert not tree.exists("d/3")
+
+
+class TestArchives:
+    def test_a_zip_is_read_by_ranges(self, s3, bucket, client, camvid):
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w") as archive:
+            for name, data in contents(camvid).items():
+                archive.writestr(name, data)
+            archive.writestr("ballast.bin", bytes(12 << 20))
+            for name, data in contents(camvid).items():
+                archive.writestr(f"again/{name}", data)
+        upload(bucket, {"d.zip": packed.getvalue()})
+        s3.reset()
+        tree = open_tree(f"{bucket}/d.zip")
+        files = contents(camvid)
+        assert {name: tree.read(name) for name in files} == files
+        assert s3.state().body_bytes < 5 << 20
+
+
+def rows(store: str) -> list[object]:
+    return sorted((bare(r) for r in Store.open(store).records()), key=lambda r: r.image_id)
+
+
+class TestDatasets:
+    def test_convert_fetches_each_file_once(self, s3, bucket, client, camvid, tmp_path, capsys):
+        upload(f"{bucket}/d", contents(camvid))
+        s3.reset(latency=0.02)
+        out = tmp_path / "far"
+        args = ("--from", "camvid-11", "--to", "camvid-11", "--runner", "local")
+        summary, _ = call(capsys, "convert", f"{bucket}/d", out, *args)
+        assert summary["done"] == FRAMES
+        seen = s3.state()
+        fetched = [r for r in seen.requests if ".png" in r]
+        assert len(fetched) == len(set(fetched)) == 2 * FRAMES
+        assert seen.most_at_once > 4
+        call(capsys, "convert", camvid, tmp_path / "near", *args)
+        assert contents(out) == contents(tmp_path / "near")
+
+    def test_all_from_bucket_to_bucket_in_bad_weather(
+        self, s3, bucket, client, camvid, tmp_path, capsys
+    ):
+        upload(f"{bucket}/d", contents(camvid))
+        slow, broken = Fault("GET", 503, every=7), Fault("PUT", 500, every=6)
+        s3.reset(slow, broken, Fault("GET .*png", 0, every=5), Fault("HEAD", 503, every=5))
+        how = ("--format", "camvid-11", "--runner", "local")
+        far, _ = call(capsys, "ingest", f"{bucket}/d", f"{bucket}/store", *how, "--embed-images")
+        near, _ = call(capsys, "ingest", camvid, tmp_path / "store", *how, "--embed-images")
+        assert (far["inputs"], far["done"], far["failed"]) == (FRAMES, FRAMES, 0)
+        assert far["done"] == near["done"]
+        assert all(fault.hits for fault in s3.reset(slow).faults)
+        assert rows(f"{bucket}/store") == rows(str(tmp_path / "store"))
+        s3.reset(slow, broken)
+        call(capsys, "export", f"{bucket}/store", f"{bucket}/out", *how)
+        tree = open_tree(f"{bucket}/out")
+        call(capsys, "export", tmp_path / "store", tmp_path / "out", *how)
+        assert {e.name: tree.read(e.name) for e in tree.walk()} == contents(tmp_path / "out")
+
+    def test_a_bad_image_fails_alone(self, s3, bucket, client, camvid, tmp_path, capsys):
+        files = contents(camvid)
+        names = sorted(n for n in files if n.startswith("train/"))
+        files[names[0]] = files[names[0]][:100]
+        del files[names[1]]
+        upload(f"{bucket}/d", files)
+        args = ("--from", "camvid-11", "--to", "camvid-11", "--runner", "local")
+        summary, _ = call(
+            capsys, "convert", f"{bucket}/d", tmp_path / "o", *args, "--max-errors", "2"
+        )
+        assert (summary["done"], summary["failed"]) == (FRAMES - 2, 2)
+        lines = (tmp_path / "o" / "segmill-errors.jsonl").read_text().splitlines()
+        errors = {json.loads(line)["error"] for line in lines}
+        assert errors == {"CorruptImage", "MissingFile"}
