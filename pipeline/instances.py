@@ -251,7 +251,8 @@ class Regions:
         np.add.at(areas, places, np.diff(edges))
         order = np.argsort(places, kind="stable")
         firsts = np.searchsorted(places[order], np.arange(len(found) + 1))
-        return cls(*numbers.shape, found, areas, edges, places, order, firsts)
+        height, width = numbers.shape
+        return cls(height, width, found, areas, edges, places, order, firsts)
 
     def _runs(self, place: int) -> Runs:
         mine = self._order[self._firsts[place] : self._firsts[place + 1]]
