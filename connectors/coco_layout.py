@@ -1,0 +1,223 @@
+"""Where COCO's files lie, and what its JSON says of classes: shared by the dense formats.
+
+    annotations/panoptic_train2017.json, annotations/stuff_train2017.json
+    images/train2017/000000000009.jpg or train2017/000000000009.jpg
+
+The year may be another one, or none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import posixpath
+import re
+from array import array
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from connectors.coco_json import facts_of
+from connectors.layout import MISSING, Fingerprints
+from pipeline.errors import LayoutError, UnknownName, UsageError
+from pipeline.label_space import LabelClass, LabelSpace, label_space, voc_colour
+from pipeline.record import SPLITS
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
+    from pipeline.files import Tree
+
+FOLDER: Final = {
+    "train": "train2017",
+    "val": "val2017",
+    "test": "test2017",
+    "unlabelled": "unlabeled2017",
+}
+"""The folders that a split's files are written to; COCO spells "unlabeled"."""
+
+_SPLIT_WORDS: Final = {"unlabel": "unlabelled", "test": "test", "val": "val", "train": "train"}
+_TOP: Final = (1 << 63) - 1
+
+
+def check_splits(splits: Collection[str]) -> None:
+    """Make sure that the splits asked for are some.
+
+    Raises:
+        UnknownName: one of them is none.
+    """
+    for split in splits:
+        if split not in SPLITS:
+            raise UnknownName("split", split, SPLITS)
+
+
+def split_of(name: str) -> str:
+    """Return the split that a file's or folder's name tells; train when it tells none.
+
+    >>> [split_of(n) for n in ("stuff_val2017.json", "unlabeled2017", "panoptic_examples.json")]
+    ['val', 'unlabelled', 'train']
+    """
+    base = posixpath.basename(name)
+    for word, split in _SPLIT_WORDS.items():
+        if re.search(rf"(?<![a-z]){word}", base):
+            return split
+    return "train"
+
+
+class ImageFolders:
+    """The folders that hold a split's images; the first that has a file is where it lies."""
+
+    def __init__(self, tree: Tree, root: str, names: Iterable[str]) -> None:
+        there = [name for name in dict.fromkeys(names) if tree.isdir(root + name)]
+        self._default = f"{root}{there[0] if there else next(iter(names))}/"
+        self._folders = [(f"{root}{n}/", Fingerprints(tree, f"{root}{n}")) for n in there]
+
+    @classmethod
+    def of_split(cls, tree: Tree, root: str, tag: str) -> ImageFolders:
+        """Look where COCO and tools around it put a split's images; `tag` is "train2017"."""
+        short = tag.rstrip("0123456789")
+        places = (f"images/{tag}", tag, f"images/{short}", short, "images", "input_images")
+        return cls(tree, root, places)
+
+    def find(self, file_name: str) -> tuple[str, str]:
+        """Return an image's name in the tree and its fingerprint, `MISSING` if it is nowhere."""
+        for prefix, prints in self._folders:
+            mark = prints.find(prefix + file_name)
+            if mark is not None:
+                return prefix + file_name, mark
+        return self._default + file_name, MISSING
+
+
+# Classes
+
+
+@lru_cache(maxsize=32)
+def known_categories(
+    tree: Tree, name: str, fingerprint: str, format: str, native: str
+) -> LabelSpace:
+    """Return the label space of a JSON's categories; `fingerprint` tells its versions apart."""
+    return space_of(facts_of(tree, name).get("categories"), format, native, tree.url_of(name))
+
+
+def space_of(categories: Any, format: str, native: str, path: str) -> LabelSpace:
+    """Return the label space of a JSON's categories: the native one if all are among its own.
+
+    Raises:
+        LayoutError: they are malformed, or share ids or names.
+    """
+    if not isinstance(categories, list) or not all(isinstance(c, dict) for c in categories):
+        raise LayoutError(f"{path}: categories are no list of objects; correct the file")
+    own = label_space(native)
+    named = [(c.get("id"), c.get("name")) for c in categories]
+    real = {(i, own.by_id[i].name) for i in own.ids if i != own.ignore_index}
+    if all(isinstance(name, str) and type(i) is int for i, name in named) and set(named) <= real:
+        return own
+    try:
+        classes = tuple(_class(c) for c in categories)
+        ignore = 255 if max((c.id for c in classes), default=0) < 255 else 65535
+        mark = hashlib.blake2b(repr((classes, ignore)).encode(), digest_size=4).hexdigest()
+        return LabelSpace(f"{format}-{mark}", classes, ignore)
+    except (KeyError, TypeError, ValueError, UsageError) as error:
+        raise LayoutError(f"{path}: categories are malformed ({error}); correct the file") from None
+
+
+def _class(category: Mapping[str, Any]) -> LabelClass:
+    number, thing = category["id"], category.get("isthing")
+    if type(number) is not int or not isinstance(category["name"], str):
+        raise ValueError(f"not a category: {str(category)[:80]}")
+    colour = category.get("color")
+    red, green, blue = voc_colour(number & 255) if colour is None else map(int, colour)
+    return LabelClass(
+        number, category["name"], (red, green, blue), None if thing is None else bool(thing)
+    )
+
+
+def categories_of(
+    space: LabelSpace, stated: Any, things: Collection[int], wanted: Collection[int] | None = None
+) -> list[dict[str, Any]]:
+    """Return the categories to write: as a dataset of the space stated them, else made here.
+
+    `things` are the classes without a word on it that objects use; `wanted` the classes to write.
+    """
+    classes = [
+        c for c in space.classes if c.id != space.ignore_index and (not wanted or c.id in wanted)
+    ]
+    if isinstance(stated, list) and all(isinstance(c, dict) for c in stated):
+        named = {(c.get("id"), c.get("name")) for c in stated}
+        if named == {(c.id, c.name) for c in classes}:
+            return stated
+    return [
+        {
+            "supercategory": "",
+            "color": list(c.colour),
+            "isthing": int(c.id in things if c.isthing is None else c.isthing),
+            "id": c.id,
+            "name": c.name,
+        }
+        for c in classes
+    ]
+
+
+# Images
+
+
+def stem_of(file_name: str) -> str:
+    """Return an image's name without its suffix."""
+    return posixpath.splitext(file_name)[0]
+
+
+def claim_of(image: Mapping[str, Any], image_id: str) -> int:
+    """Return the number that an image goes by: its own, or that of its name; -1 without one."""
+    number = image.get("id")
+    if type(number) is int and 0 <= number <= _TOP:
+        return number
+    return int(image_id) if re.fullmatch(r"[0-9]{1,18}", image_id) else -1
+
+
+class ImageIds:
+    """Numbers images: each has the one that it claims, if no other had it first, else a free one.
+
+    Holds 8 bytes an image. `add` every claim, then go through `assign` as often as is needed.
+    """
+
+    def __init__(self) -> None:
+        self._claims = array("q")
+
+    def add(self, claim: int) -> None:
+        """Book a claim; -1 is none."""
+        self._claims.append(claim)
+
+    def assign(self) -> Iterable[int]:
+        """Yield the numbers in the order of the claims."""
+        claims = np.frombuffer(self._claims, dtype=np.int64) if self._claims else np.empty(0, "i8")
+        order = np.argsort(claims, kind="stable")
+        ranked = claims[order]
+        again = np.zeros(len(claims), dtype=np.bool_)
+        again[order[1:]] = ranked[1:] == ranked[:-1]
+        again |= claims < 0
+        free = 0
+        for claim, taken in zip(claims.tolist(), again.tolist(), strict=True):
+            if not taken:
+                yield claim
+                continue
+            free += 1
+            while _holds(ranked, free):
+                free += 1
+            yield free
+
+    def changed(self) -> int:
+        """Return how many images get another number than they claim."""
+        given = [claim for claim in self._claims if claim >= 0]
+        return len(given) - len(set(given))
+
+
+def _holds(ranked: np.ndarray[Any, np.dtype[np.int64]], value: int) -> bool:
+    at = int(np.searchsorted(ranked, value))
+    return at < len(ranked) and int(ranked[at]) == value
+
+
+def entry_of(claim: int, head: Any, image: Mapping[str, Any], annotation: str) -> bytes:
+    """Return an index entry: claim, a note, the image without its id, and annotation text."""
+    lines = (json.dumps([claim, head]), json.dumps(image, ensure_ascii=False), annotation)
+    return "\n".join(lines).encode("utf-8", "backslashreplace")
