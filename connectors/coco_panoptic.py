@@ -26,8 +26,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from connectors.base import Written
 from connectors.class_table import NAME as CLASS_TABLE
 from connectors.class_table import classes_of, known_classes, write_classes
-from connectors.coco_json import Stream, by_image, facts_of, write_json
-from connectors.coco_layout import (
+from connectors.coco_dense import (
     FOLDER,
     ImageFolders,
     ImageIds,
@@ -39,6 +38,7 @@ from connectors.coco_layout import (
     split_of,
     stem_of,
 )
+from connectors.coco_json import Stream, by_image, facts_of, write_json
 from connectors.image_files import not_expressed, put_image
 from connectors.label_files import labelled_size
 from connectors.layout import MISSING, Fingerprints, digest, find_root
@@ -161,7 +161,7 @@ class CocoPanoptic:
         if problem is not None:
             raise BadAnnotation(sample.path, problem, _MEND)
         space, head = _space(tree, key), read_header(tree, image)
-        size, extra = (head.height, head.width), {}
+        size, extra = (head.height, head.width), dict[str, Any]()
         mask = instances = classes = None
         if png is not None:
             path = tree.url_of(png)
@@ -169,10 +169,9 @@ class CocoPanoptic:
             size = labelled_size(ids, head, path)
             infos = annotation.get("segments_info")
             found = read_segments(ids, infos, space, frozenset(things), path)
-            extra["panoptic"] = {"space": space.name, "segments": found.infos}
             more = {key: annotation[key] for key in annotation.keys() - _ANNOTATION}
-            if more:
-                extra["panoptic"]["annotation"] = more
+            kept: dict[str, Any] = {"space": space.name, "segments": found.infos}
+            extra["panoptic"] = kept | ({"annotation": more} if more else {})
             palette = space.palette() if found.mask.dtype.itemsize == 1 else None
             mask = File(path, masks.encode(found.mask, palette))
             classes, instances = masks.class_pixels(found.mask, space, path=path), found.things
@@ -226,7 +225,7 @@ class CocoPanoptic:
             used.update(classes)
         own = facts.get(self.format) or {}
         for split in [split for split in SPLITS if split in ids] or ["train"]:
-            said = own.get(split) or next(iter(own.values()), {})
+            said: dict[str, Any] = own.get(split) or next(iter(own.values()), {})
             numbers = ids.get(split, ImageIds())
             categories = categories_of(space, said.get("categories"), used)
             more = {key: value for key, value in said.items() if key not in _WRITTEN}
@@ -283,7 +282,7 @@ def _space(tree: Tree, key: Collection[str]) -> LabelSpace:
 def _things(space: LabelSpace, categories: Any) -> set[int]:
     """Return the classes whose segments are objects; the JSON tells where the space does not."""
     said = {
-        c.get("id")
+        c["id"]
         for c in (categories if isinstance(categories, list) else ())
         if isinstance(c, dict) and c.get("isthing") and type(c.get("id")) is int
     }
