@@ -1,7 +1,7 @@
 """Where COCO's files lie, and what its JSON says of classes: shared by the dense formats.
 
     annotations/panoptic_train2017.json, annotations/stuff_train2017.json
-    images/train2017/000000000009.jpg or train2017/000000000009.jpg
+    train2017/000000000009.jpg or images/train2017/000000000009.jpg
 
 The year may be another one, or none.
 """
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from connectors.coco_json import facts_of
+from connectors.image_files import SUFFIXES
 from connectors.layout import MISSING, Fingerprints
 from pipeline.errors import LayoutError, UnknownName, UsageError
 from pipeline.label_space import LabelClass, LabelSpace, label_space, voc_colour
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
     from pipeline.files import Tree
+    from pipeline.image_header import Header
 
 FOLDER: Final = {
     "train": "train2017",
@@ -72,13 +74,23 @@ class ImageFolders:
         there = [name for name in dict.fromkeys(names) if tree.isdir(root + name)]
         self._default = f"{root}{there[0] if there else next(iter(names))}/"
         self._folders = [(f"{root}{n}/", Fingerprints(tree, f"{root}{n}")) for n in there]
+        self._suffix = ".jpg"
 
     @classmethod
     def of_split(cls, tree: Tree, root: str, tag: str) -> ImageFolders:
         """Look where COCO and tools around it put a split's images; `tag` is "train2017"."""
         short = tag.rstrip("0123456789")
-        places = (f"images/{tag}", tag, f"images/{short}", short, "images", "input_images")
-        return cls(tree, root, places)
+        exact = (tag, f"images/{tag}", short, f"images/{short}", f"{short}_img")
+        return cls(tree, root, (*exact, "images", "input_images"))
+
+    def own(self, tag: str) -> str | None:
+        """Return the folder that holds only images of this split, None if there is none."""
+        short = tag.rstrip("0123456789")
+        for prefix, _ in self._folders:
+            base = posixpath.basename(prefix.rstrip("/"))
+            if base in (tag, short, f"{short}_img"):
+                return prefix.rstrip("/")
+        return None
 
     def find(self, file_name: str) -> tuple[str, str]:
         """Return an image's name in the tree and its fingerprint, `MISSING` if it is nowhere."""
@@ -87,6 +99,15 @@ class ImageFolders:
             if mark is not None:
                 return prefix + file_name, mark
         return self._default + file_name, MISSING
+
+    def find_stem(self, stem: str) -> tuple[str, str]:
+        """Do the same for a name without suffix; nearly all of a folder have the same one."""
+        for suffix in dict.fromkeys((self._suffix, *SUFFIXES.values(), ".jpeg")):
+            name, mark = self.find(stem + suffix)
+            if mark != MISSING:
+                self._suffix = suffix
+                return name, mark
+        return self.find(stem + self._suffix)
 
 
 # Classes
@@ -221,3 +242,13 @@ def entry_of(claim: int, head: Any, image: Mapping[str, Any], annotation: str) -
     """Return an index entry: claim, a note, the image without its id, and annotation text."""
     lines = (json.dumps([claim, head]), json.dumps(image, ensure_ascii=False), annotation)
     return "\n".join(lines).encode("utf-8", "backslashreplace")
+
+
+def of_image(entry: Mapping[str, Any], size: tuple[int, int], head: Header) -> dict[str, Any]:
+    """Return what a record's extra keeps of an image: all that its columns do not say."""
+    columns = {"file_name": entry.get("file_name"), "height": size[0], "width": size[1]}
+    kept = {key: value for key, value in entry.items() if columns.get(key, ...) != value}
+    extra: dict[str, Any] = {"image": kept}
+    if size != (head.height, head.width):
+        extra["orientation"] = head.orientation
+    return extra

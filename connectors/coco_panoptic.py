@@ -1,7 +1,7 @@
 """COCO panoptic: a PNG of segment ids for each image, and a JSON that says what they are.
 
     annotations/panoptic_train2017.json, annotations/panoptic_train2017/000000000009.png
-    images/train2017/000000000009.jpg, or train2017/000000000009.jpg
+    train2017/000000000009.jpg, or images/train2017/000000000009.jpg
 
 133 categories in 118,287 train and 5,000 val images (Kirillov et al., CVPR 2019). A JSON beside a
 folder of its own name is read, too, in `annotations` or in the root. An image without an annotation
@@ -35,6 +35,7 @@ from connectors.coco_dense import (
     claim_of,
     entry_of,
     known_categories,
+    of_image,
     split_of,
     stem_of,
 )
@@ -65,7 +66,6 @@ if TYPE_CHECKING:
     from connectors.coco_sort import Grouped
     from connectors.panoptic_pixels import Info, SegmentIds
     from pipeline.files import Tree
-    from pipeline.image_header import Header
     from pipeline.label_space import LabelSpace
     from pipeline.sinks import Sink
 
@@ -188,13 +188,13 @@ class CocoPanoptic:
             classes=classes,
             instances=instances,
             provenance=Provenance("truth", sample.dataset, sample.digest),
-            extra=json.dumps(extra | _of_image(entry, size, head), sort_keys=True),
+            extra=json.dumps(extra | of_image(entry, size, head), sort_keys=True),
         )
 
     def write(self, sink: Sink, record: Record, space: LabelSpace) -> Written:
         """Write a record's image and its PNG of segments."""
         extra = record.extras() if record.dataset == self.format else {}
-        folder = f"images/{FOLDER[record.split]}/"
+        folder = f"{FOLDER[record.split]}/"
         loss = not_expressed(record, *_NOT_HELD)
         ids, infos, used, lost = _segments(record, space, extra.get("panoptic", {}))
         name, cost = put_image(sink, folder + record.image_id, record, ("jpeg", "png"))
@@ -302,17 +302,6 @@ def _parse(group: Grouped) -> tuple[Info, Info | None, str | None]:
     if not isinstance(annotation.get("file_name"), str):
         problem = "an annotation without the file_name of its PNG"
     return image, annotation, problem
-
-
-def _of_image(entry: Info, size: tuple[int, int], head: Header) -> Info:
-    """Return what extra keeps of an image: all that the record's columns do not say."""
-    columns = {"file_name": entry.get("file_name"), "height": size[0], "width": size[1]}
-    kept = {key: value for key, value in entry.items() if columns.get(key, ...) != value}
-    kept.pop("file_name", None)
-    extra: Info = {"image": kept} if kept else {}
-    if size != (head.height, head.width):
-        extra["orientation"] = head.orientation
-    return extra
 
 
 def _segments(

@@ -165,7 +165,7 @@ def judge(root: Path, *, exact: bool = True) -> list[dict[str, Any]]:
         for annotation in said["annotations"]:
             ids = rgb2id(file.with_suffix("") / annotation["file_name"])
             image = images[annotation["image_id"]]
-            folder = root / "images" / file.stem.removeprefix("panoptic_")
+            folder = root / file.stem.removeprefix("panoptic_")
             assert (folder / image["file_name"]).is_file()
             assert ids.shape == (image["height"], image["width"])
             infos = annotation["segments_info"]
