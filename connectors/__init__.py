@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 CONNECTORS: Final[Mapping[str, str]] = {
     "camvid": "connectors.camvid:CAMVID",
     "camvid-11": "connectors.camvid:CAMVID_11",
+    "coco-instances": "connectors.coco:COCO_INSTANCES",
     "maskdir": "connectors.maskdir:MASKDIR",
     "voc": "connectors.voc:VOC",
 }
