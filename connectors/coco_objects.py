@@ -9,7 +9,6 @@ from polygons by pycocotools' rule; the text's own segmentation is what is writt
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -177,7 +176,7 @@ def _bad(where: str, cause: str) -> NoReturn:
 
 
 def _number(value: Any, key: str, where: str) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value) or abs(value) > _MOST:
+    if type(value) not in (int, float) or not abs(value) <= _MOST:  # nor NaN
         _bad(where, f"{key} is {str(value)[:40]}, not a number")
     return float(value)
 
