@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 CONNECTORS: Final[Mapping[str, str]] = {
     "camvid": "connectors.camvid:CAMVID",
     "camvid-11": "connectors.camvid:CAMVID_11",
+    "coco-instances": "connectors.coco:COCO_INSTANCES",
     "coco-panoptic": "connectors.coco_panoptic:COCO_PANOPTIC",
     "coco-stuff": "connectors.coco_stuff:COCO_STUFF",
     "maskdir": "connectors.maskdir:MASKDIR",

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pipeline.files import Tree
     from pipeline.sinks import Sink
 
-__all__ = ["Element", "Grouped", "Stream", "by_image", "facts_of", "scan", "write_json"]
+__all__ = ["Element", "Grouped", "Stream", "by_image", "facts_of", "outline", "scan", "write_json"]
 
 STREAMED: Final = ("images", "annotations")
 """The arrays that are read an element at a time."""
@@ -201,20 +201,30 @@ def scan(tree: Tree, name: str, *, block: int = BLOCK) -> Iterator[Element]:
 
 
 @lru_cache(maxsize=32)
-def _facts(tree: Tree, name: str, fingerprint: str) -> dict[str, Any]:
+def _outline(tree: Tree, name: str, fingerprint: str) -> tuple[tuple[str, Any], ...]:
     del fingerprint  # tells a file's versions apart
-    return {e.key: e.value for e in scan(tree, name) if e.key not in STREAMED}
+    found = {e.key: None if e.key in STREAMED else e.value for e in scan(tree, name)}
+    return tuple(found.items())
 
 
-def facts_of(tree: Tree, name: str) -> dict[str, Any]:
-    """Return what a file holds beside images and annotations, by key, in the file's order.
+def outline(tree: Tree, name: str) -> tuple[tuple[str, Any], ...]:
+    """Return a file's top-level keys with their values, in order; None for images and annotations.
 
     The file is gone through once a process.
 
     Raises:
         LayoutError: see `scan`.
     """
-    return dict(_facts(tree, name, tree.entry(name).fingerprint))
+    return _outline(tree, name, tree.entry(name).fingerprint)
+
+
+def facts_of(tree: Tree, name: str) -> dict[str, Any]:
+    """Return what a file holds beside images and annotations, by key, in the file's order.
+
+    Raises:
+        LayoutError: see `scan`.
+    """
+    return {key: value for key, value in outline(tree, name) if key not in STREAMED}
 
 
 def by_image(
