@@ -150,7 +150,7 @@ class CocoStuff:
 
     def read(self, tree: Tree, sample: Sample) -> Record:
         """Read one image's map, or its annotations."""
-        image, label, entry, texts, key, problem = sample.payload
+        image, label, name, entry, texts, key, problem = sample.payload
         if problem is not None:
             raise BadAnnotation(sample.path, problem, "correct the JSON, or leave the image out")
         space, head = _space(tree, key), read_header(tree, image)
@@ -160,9 +160,9 @@ class CocoStuff:
             ids = _read_map(tree.read(label), space, path, shifted=key[:1] != ["table"])
             size = labelled_size(ids, head, path)
         if entry is not None:
-            drawn, extra = mask_of(texts, space, size, sample.path)
+            drawn, extra = mask_of(texts, space, size, tree.url_of(name))
             if ids is None and (texts or sample.split in _PROMISED):
-                ids = drawn
+                ids, path = drawn, tree.url_of(name)
             extra |= of_image(entry, size, head)
         if size != (head.height, head.width):
             extra["orientation"] = head.orientation
@@ -295,7 +295,7 @@ class _Lister:
             digest=digest(CocoStuff.format, READER_VERSION, *parts),
             dataset=CocoStuff.format,
             split=part.split,
-            payload=[image, label[0], entry, [*texts[1:]], self._key, problem],
+            payload=[image, label[0], part.json, entry, [*texts[1:]], self._key, problem],
         )
 
 
