@@ -203,7 +203,7 @@ class CocoPanoptic:
         annotation = ""
         if ids is not None:
             png = f"{record.image_id}.png"
-            sink.write(f"{_folder(record.split)}/{png}", write_ids(ids, record.image_id))
+            sink.write(f"{_folder(record.split)}/{png}", write_ids(ids))
             said = {"segments_info": infos, "file_name": png}
             said |= extra.get("panoptic", {}).get("annotation", {})
             annotation = json.dumps(said, ensure_ascii=False)

@@ -58,20 +58,10 @@ def read_ids(data: bytes, path: str) -> SegmentIds:
     return ids
 
 
-def write_ids(ids: SegmentIds, path: str) -> bytes:
-    """Return the PNG of segment ids [H, W].
-
-    Raises:
-        CorruptMask: OpenCV cannot write it.
-    """
-    import cv2
-
+def write_ids(ids: SegmentIds) -> bytes:
+    """Return the PNG of segment ids [H, W]."""
     little = np.ascontiguousarray(ids, dtype="<u4")
-    pixels = little.view(np.uint8).reshape(*ids.shape, 4)
-    done, data = cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGBA2BGR))
-    if not done:
-        raise CorruptMask(path, "OpenCV cannot write its segment ids", "leave it out")
-    return bytes(data)
+    return png.write_colours(little.view(np.uint8).reshape(*ids.shape, 4)[:, :, :3])
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,11 +318,12 @@ def _cut(
     if not objects:
         return owner
     claimed = np.array([space.ignore_index, *(o.category for o in objects)], dtype=mask.dtype)
-    real = np.zeros(65536, dtype=np.bool_)
-    real[list(space.train_ids)] = True
-    wrong = (owner > 0) & (claimed[owner] != mask) & real[mask]
+    wrong = (claimed[owner] != mask) & (owner > 0)
     if not wrong.any():
         return owner
+    real = np.zeros(65536, dtype=np.bool_)
+    real[list(space.train_ids)] = True
+    wrong &= real[mask]
     owner = owner.astype(np.uint16)
     for category in np.unique(mask[wrong]).tolist():
         here = wrong & (mask == category)

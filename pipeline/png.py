@@ -241,3 +241,16 @@ def write(mask: LabelMap, palette: bytes | None) -> bytes:
     colour = PALETTE if palette is not None and not wide else GREY
     png = Png(height, width, 16 if wide else 8, colour, False, None, data, True)
     return assemble(png, colour, palette if colour == PALETTE else None)
+
+
+def write_colours(pixels: NDArray[np.uint8]) -> bytes:
+    """Return RGB [H, W, 3] as an unfiltered PNG with one IDAT.
+
+    For flat colours, such as those of labels, that is smaller than what filters make of them.
+    """
+    height, width, _ = pixels.shape
+    rows = np.empty((height, 1 + 3 * width), dtype=np.uint8)
+    rows[:, 0] = 0
+    rows[:, 1:] = pixels.reshape(height, -1)
+    data = _deflate(rows, level=6, raw=False)
+    return assemble(Png(height, width, 8, RGB, False, None, data, True), RGB, None)

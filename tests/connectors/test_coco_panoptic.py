@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from connectors.coco_panoptic import COCO_PANOPTIC
-from connectors.panoptic_pixels import read_ids
+from connectors.panoptic_pixels import read_ids, write_ids
 from pipeline import masks
 from pipeline.errors import BadAnnotation, CorruptMask, LayoutError, MissingFile, SizeMismatch
 from pipeline.files import open_tree
@@ -637,9 +637,11 @@ def test_images_are_found_beside_the_annotations(tmp_path: Path) -> None:
     assert len(read_all(tmp_path)) == 2
 
 
-def test_png_reader_keeps_24_bits() -> None:
-    ids = np.array([[0, 1, 256, 65536, (1 << 24) - 1]])
+def test_pngs_keep_24_bits(tmp_path: Path) -> None:
+    ids = np.array([[0, 1, 256], [65536, (1 << 24) - 1, 77]], np.uint32)
     np.testing.assert_array_equal(read_ids(rgb(ids), "a.png"), ids)
+    put(tmp_path, "a.png", write_ids(ids))
+    np.testing.assert_array_equal(rgb2id(tmp_path / "a.png"), ids)
 
 
 def test_facts_come_back(tmp_path: Path) -> None:
