@@ -9,6 +9,7 @@ Files of a space that is not the official one name it, and its ignore index, in 
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.errors import LayoutError, UsageError
@@ -133,10 +134,8 @@ def pack_ids(space: LabelSpace) -> str:
     return ",".join(f"{a}-{b}" for a, b in runs)
 
 
-def has_id(packed: str, number: int) -> bool:
-    """Tell whether an id is among packed ones."""
-    for run in packed.split(","):
-        first, _, last = run.partition("-")
-        if first and int(first) <= number <= int(last):
-            return True
-    return False
+@lru_cache(maxsize=8)
+def unpack_ids(packed: str) -> frozenset[int]:
+    """Return the ids that `pack_ids` packed."""
+    runs = (run.split("-") for run in packed.split(",") if run)
+    return frozenset(n for first, last in runs for n in range(int(first), int(last) + 1))

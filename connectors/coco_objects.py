@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from connectors.coco_categories import has_id
+from connectors.coco_categories import unpack_ids
 from pipeline import masks
 from pipeline.errors import BadAnnotation
 from pipeline.record import Instance
@@ -32,6 +32,8 @@ _MOST: Final = 1 << 53  # numbers in JSON are exact up to here in most readers
 
 def wrap(text: str, **said: Any) -> str:
     """Return an `extra` that holds a JSON text as it is, and what else there is to say."""
+    if not any(value is not None for value in said.values()):
+        return f"{{{_TEXT}{text}}}"
     rest = "".join(f"{json.dumps(k)}: {json.dumps(v)}, " for k, v in said.items() if v is not None)
     return f"{{{rest}{_TEXT}{text}}}"
 
@@ -94,7 +96,7 @@ class Place:
         number, category = self._whole(said, "id", where), self._whole(said, "category_id", where)
         if said.get("image_id") != self.image_id:
             _bad(where, f"image_id {said.get('image_id')!r} where {self.image_id} was found")
-        if not has_id(self.categories, category):
+        if category not in unpack_ids(self.categories):
             _bad(where, f"category_id {category} is not among the categories")
         crowd = said.get("iscrowd", 0)
         if crowd not in (0, 1):

@@ -176,8 +176,9 @@ def polygons_to_rle(
     parts = [_points(polygon, height, width, path) for polygon in polygons]
     if not parts:
         raise _bad(path, "an object without a polygon")
-    drawn = coco.merge(coco.frPyObjects(parts, height, width))
-    return str(drawn["counts"], "ascii")
+    drawn = coco.frPyObjects(parts, height, width)
+    whole = drawn[0] if len(drawn) == 1 else coco.merge(drawn)
+    return str(whole["counts"], "ascii")
 
 
 def _points(polygon: Sequence[float], height: int, width: int, path: str) -> list[float]:
@@ -185,9 +186,11 @@ def _points(polygon: Sequence[float], height: int, width: int, path: str) -> lis
     points = np.asarray(polygon, dtype=np.float64)
     if points.ndim != 1 or len(points) < 6 or len(points) % 2:
         raise _bad(path, f"a polygon of {points.size} numbers; it needs x, y of 3 points or more")
-    if not np.isfinite(points).all() or np.abs(points).max() > _FAR * max(height, width):
+    far = _FAR * max(height, width)
+    if not (points.min() >= -far and points.max() <= far):  # nor NaN
         raise _bad(path, f"a polygon far outside the image {width}x{height}")
-    return [float(value) for value in points]
+    values: list[float] = points.tolist()
+    return values
 
 
 def instances_from_maps(

@@ -12,7 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connectors import coco_json
-from connectors.coco_json import STREAMED, Stream, by_image, facts_of, scan, write_json
+from connectors.coco_json import (
+    STREAMED,
+    Stream,
+    _outline,
+    by_image,
+    facts_of,
+    outline,
+    scan,
+    write_json,
+)
 from pipeline.errors import LayoutError
 from pipeline.files import open_sink, open_tree
 
@@ -61,6 +70,17 @@ def test_a_stream_is_what_json_reads(
     data = text.encode("utf-8", "backslashreplace")
     with tempfile.TemporaryDirectory() as folder:
         found = list(scan(tree_of(folder, data), "a.json", block=block))
+        tree = tree_of(folder, data)
+        assert dict(outline(tree, "a.json")) == {
+            key: None if key in STREAMED else value for key, value in document.items()
+        }
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(coco_json, "_behind_annotations", lambda file, size: None)
+            _outline.cache_clear()
+            whole = outline(tree, "a.json")
+        _outline.cache_clear()
+        assert outline(tree, "a.json") == whole
+        assert [key for key, _ in whole] == list(document)
     for key in STREAMED:
         assert [e.value for e in found if e.key == key] == document.get(key, [])
     rest = {key: value for key, value in document.items() if key not in STREAMED}
@@ -99,6 +119,45 @@ def test_images_get_their_annotations(data: st.DataObject) -> None:
     lost = [a for a in annotations if a["image_id"] not in ids]
     assert sum(g.count for g in groups[len(ids) :]) == 2 * len(lost)
     assert len(groups) - len(ids) == len({a["image_id"] for a in lost})
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.dictionaries(st.text(max_size=3), VALUES, max_size=2), min_size=1, max_size=5),
+    OTHERS,
+    OTHERS,
+    st.sampled_from([None, 2]),
+    st.sampled_from([5, 64, 1 << 20]),
+)
+def test_the_end_of_a_file_tells_its_facts(
+    annotations: list[dict[str, Any]],
+    before: dict[str, Any],
+    behind: dict[str, Any],
+    indent: int | None,
+    tail: int,
+) -> None:
+    """Annotations may hold text that looks like the end of the file."""
+    own = [a | {"image_id": 1, "t": '], "categories": []}'} for a in annotations]
+    behind = {key: value for key, value in behind.items() if key not in before}
+    document = before | {"images": [], "annotations": own} | behind
+    with tempfile.TemporaryDirectory() as folder:
+        tree = tree_of(folder, json.dumps(document, indent=indent))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(coco_json, "_TAIL", tail)
+            _outline.cache_clear()
+            found = outline(tree, "a.json")
+    expected = document | {"images": None, "annotations": None}
+    assert found == tuple(expected.items())
+
+
+def test_the_annotations_are_not_read_for_the_facts(tmp_path: Path) -> None:
+    text = '{"images": [], "annotations": [BROKEN, {"image_id": 1, "s": {}}], "a": [1], "b": 2}'
+    assert outline(tree_of(tmp_path, text), "a.json") == (
+        ("images", None),
+        ("annotations", None),
+        ("a", [1]),
+        ("b", 2),
+    )
 
 
 def test_digits_stay(tmp_path: Path) -> None:
