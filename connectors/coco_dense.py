@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from connectors.coco_json import facts_of
+from connectors.coco_supercategories import SUPERCATEGORY
 from connectors.image_files import SUFFIXES
 from connectors.layout import MISSING, Fingerprints
 from pipeline.errors import LayoutError, UnknownName, UsageError
@@ -28,8 +29,10 @@ from pipeline.record import SPLITS
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
+    from connectors.coco_sort import Grouped
     from pipeline.files import Tree
     from pipeline.image_header import Header
+    from pipeline.record import Record
 
 FOLDER: Final = {
     "train": "train2017",
@@ -40,7 +43,9 @@ FOLDER: Final = {
 """The folders that a split's files are written to; COCO spells "unlabeled"."""
 
 _SPLIT_WORDS: Final = {"unlabel": "unlabelled", "test": "test", "val": "val", "train": "train"}
-_TOP: Final = (1 << 63) - 1
+_TOP: Final = (1 << 53) - 1  # numbers in JSON are exact up to here in most readers
+_SAY: Final = {"coco-panoptic": "image", "coco-stuff": "image", "coco-instances": "coco"}
+"""Where records of COCO's formats keep their image's entry in `extra`."""
 
 
 def check_splits(splits: Collection[str]) -> None:
@@ -145,7 +150,7 @@ def space_of(categories: Any, format: str, native: str, path: str) -> LabelSpace
 
 def _class(category: Mapping[str, Any]) -> LabelClass:
     number, thing = category["id"], category.get("isthing")
-    if type(number) is not int or not isinstance(category["name"], str):
+    if type(number) is not int or not is_name(category["name"]):
         raise ValueError(f"not a category: {str(category)[:80]}")
     colour = category.get("color")
     red, green, blue = voc_colour(number & 255) if colour is None else map(int, colour)
@@ -170,7 +175,7 @@ def categories_of(
             return stated
     return [
         {
-            "supercategory": "",
+            "supercategory": SUPERCATEGORY.get(c.name, ""),
             "color": list(c.colour),
             "isthing": int(c.id in things if c.isthing is None else c.isthing),
             "id": c.id,
@@ -180,12 +185,51 @@ def categories_of(
     ]
 
 
+def said_of(facts: Mapping[str, Any], format: str, split: str) -> dict[str, Any]:
+    """Return what the sources' files of a split say beside images and annotations.
+
+    Without one of the format, info and licences of `coco-instances` serve: images name a licence.
+    """
+    own: dict[str, dict[str, Any]] = facts.get(format) or {}
+    if own:
+        return own.get(split) or next(iter(own.values()))
+    for stem, pairs in sorted((facts.get("coco-instances") or {}).items()):
+        if split_of(stem) == split:
+            return {key: value for key, value in pairs if key in ("info", "licenses")}
+    return {}
+
+
 # Images
+
+
+def place_of(group: Grouped) -> str:
+    """Return what a message calls an image, or annotation, that is malformed."""
+    name = (group.image or {}).get("file_name")
+    text = name if is_name(name) else (group.text or group.annotations[0])[:80]
+    return str(text).encode("ascii", "backslashreplace").decode()
+
+
+def is_name(value: Any) -> bool:
+    """Tell whether a JSON's value is text that a file may be called; not half a character."""
+    try:
+        return isinstance(value, str) and bool(value.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def stem_of(file_name: str) -> str:
     """Return an image's name without its suffix."""
     return posixpath.splitext(file_name)[0]
+
+
+def image_of(record: Record, file_name: str) -> dict[str, Any]:
+    """Return the image to write; what a COCO file said of it beyond the record's columns stays."""
+    said = {"file_name": file_name, "height": record.height, "width": record.width}
+    extra = record.extras() if record.dataset in _SAY else {}
+    more = extra.get(_SAY.get(record.dataset, ""))
+    if record.dataset == "coco-instances" and isinstance(more, dict):
+        more = {key: value for key, value in more.items() if key not in said}
+    return said | (more if isinstance(more, dict) else {})
 
 
 def claim_of(image: Mapping[str, Any], image_id: str) -> int:

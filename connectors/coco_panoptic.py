@@ -34,8 +34,12 @@ from connectors.coco_dense import (
     check_splits,
     claim_of,
     entry_of,
+    image_of,
+    is_name,
     known_categories,
     of_image,
+    place_of,
+    said_of,
     split_of,
     stem_of,
 )
@@ -134,7 +138,7 @@ class CocoPanoptic:
         images, pngs = ImageFolders.of_split(tree, root, tag), Fingerprints(tree, folder)
         for group in by_image(tree, name):
             entry, annotation, problem = _parse(group)
-            file_name = str(entry.get("file_name", f"#{group.text or group.annotations[0]}"))
+            file_name = entry["file_name"] if problem is None else place_of(group)
             image, mark = images.find(file_name) if problem is None else (name, MISSING)
             png = None if annotation is None else f"{folder}/{annotation.get('file_name')}"
             texts = (group.text, *group.annotations)
@@ -147,6 +151,7 @@ class CocoPanoptic:
                     READER_VERSION,
                     split,
                     space.name,
+                    *key[2 if key[:1] == ["table"] else 3 :],
                     pngs.of(png) if png else "",
                     *texts,
                 ),
@@ -198,8 +203,7 @@ class CocoPanoptic:
         loss = not_expressed(record, *_NOT_HELD)
         ids, infos, used, lost = _segments(record, space, extra.get("panoptic", {}))
         name, cost = put_image(sink, folder + record.image_id, record, ("jpeg", "png"))
-        size = {"height": record.height, "width": record.width}
-        image = {"file_name": name.removeprefix(folder)} | size | extra.get("image", {})
+        image = image_of(record, name.removeprefix(folder))
         annotation = ""
         if ids is not None:
             png = f"{record.image_id}.png"
@@ -223,9 +227,8 @@ class CocoPanoptic:
             claim, classes = json.loads(w.entry.partition(b"\n")[0])
             ids.setdefault(w.split, ImageIds()).add(claim)
             used.update(classes)
-        own = facts.get(self.format) or {}
         for split in [split for split in SPLITS if split in ids] or ["train"]:
-            said: dict[str, Any] = own.get(split) or next(iter(own.values()), {})
+            said = said_of(facts, self.format, split)
             numbers = ids.get(split, ImageIds())
             categories = categories_of(space, said.get("categories"), used)
             more = {key: value for key, value in said.items() if key not in _WRITTEN}
@@ -292,14 +295,14 @@ def _things(space: LabelSpace, categories: Any) -> set[int]:
 def _parse(group: Grouped) -> tuple[Info, Info | None, str | None]:
     """Return image, annotation, and what is wrong with them."""
     image, problem = group.image or {}, group.problem
-    if problem is None and not isinstance(image.get("file_name"), str):
+    if problem is None and not is_name(image.get("file_name")):
         problem = "an image without a file_name"
     if problem is None and len(group.annotations) > 1:
         problem = f"{len(group.annotations)} annotations of one image"
     if problem is not None or not group.annotations:
         return image, None, problem
     annotation = json.loads(group.annotations[0])
-    if not isinstance(annotation.get("file_name"), str):
+    if not is_name(annotation.get("file_name")):
         problem = "an annotation without the file_name of its PNG"
     return image, annotation, problem
 

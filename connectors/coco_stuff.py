@@ -32,13 +32,22 @@ from connectors.coco_dense import (
     check_splits,
     claim_of,
     entry_of,
+    image_of,
+    is_name,
     known_categories,
     of_image,
+    place_of,
     split_of,
     stem_of,
 )
 from connectors.coco_json import by_image, facts_of
-from connectors.coco_stuff_json import annotations_of, mask_of, write_files
+from connectors.coco_stuff_json import (
+    annotations_of,
+    extra_of,
+    mask_of,
+    without_pixels,
+    write_files,
+)
 from connectors.image_files import not_expressed, put_image
 from connectors.label_files import grey_png, labelled_size
 from connectors.layout import MISSING, Fingerprints, digest, find_root
@@ -160,9 +169,10 @@ class CocoStuff:
             ids = _read_map(tree.read(label), space, path, shifted=key[:1] != ["table"])
             size = labelled_size(ids, head, path)
         if entry is not None:
-            drawn, extra = mask_of(texts, space, size, tree.url_of(name))
             if ids is None and (texts or sample.split in _PROMISED):
-                ids, path = drawn, tree.url_of(name)
+                path = tree.url_of(name)
+                ids = mask_of(texts, space, size, path)
+            extra = extra_of(texts, space)
             extra |= of_image(entry, size, head)
         if size != (head.height, head.width):
             extra["orientation"] = head.orientation
@@ -199,8 +209,7 @@ class CocoStuff:
             return Written(record.image_id, record.split, b"", loss)
         said = extra.get("annotations", []) if extra.get("space") == space.name else []
         texts, claims, lost = annotations_of(kept, space, said, only_stuff=native)
-        size = {"height": record.height, "width": record.width}
-        image = {"file_name": name.removeprefix(folder)} | size | extra.get("image", {})
+        image = image_of(record, name.removeprefix(folder))
         claim = claim_of(image, record.image_id)
         image.pop("id", None)
         entry = entry_of(claim, claims, image, "\n".join(texts))
@@ -211,7 +220,7 @@ class CocoStuff:
     ) -> Loss | None:
         """Write a JSON for each split that has images with annotations."""
         native = space == label_space(self.native)
-        loss = write_files(sink, written, space, facts.get(self.format) or {}, only_stuff=native)
+        loss = write_files(sink, written, space, facts, only_stuff=native)
         write_classes(sink, "", space, self.native)
         return loss
 
@@ -260,10 +269,10 @@ class _Lister:
 
     def _of_json(self, name: str, group: Grouped) -> Sample:
         entry, problem = group.image or {}, group.problem
-        if problem is None and not isinstance(entry.get("file_name"), str):
+        if problem is None and not is_name(entry.get("file_name")):
             problem = "an image without a file_name"
         if problem is not None:
-            place = str(entry.get("file_name", group.text or group.annotations[0]))[:80]
+            place = place_of(group)
             url = f"{self._tree.url_of(name)}#{place}"
             return self._sample(place, name, MISSING, (None, ""), problem=problem, url=url)
         stem = stem_of(entry["file_name"])
@@ -272,7 +281,8 @@ class _Lister:
         if label_mark == MISSING and self._part.split not in _PROMISED:
             label = None
         texts = (group.text, *group.annotations)
-        return self._sample(stem, image, mark, (label, label_mark), entry, texts)
+        kept = group.annotations if label_mark == MISSING else without_pixels(group.annotations)
+        return self._sample(stem, image, mark, (label, label_mark), entry, texts, kept)
 
     def _sample(
         self,
@@ -282,6 +292,7 @@ class _Lister:
         label: tuple[str | None, str],
         entry: dict[str, Any] | None = None,
         texts: tuple[str, ...] = (),
+        kept: Collection[str] = (),
         *,
         problem: str | None = None,
         url: str | None = None,
@@ -295,7 +306,7 @@ class _Lister:
             digest=digest(CocoStuff.format, READER_VERSION, *parts),
             dataset=CocoStuff.format,
             split=part.split,
-            payload=[image, label[0], part.json, entry, [*texts[1:]], self._key, problem],
+            payload=[image, label[0], part.json, entry, [*kept], self._key, problem],
         )
 
 

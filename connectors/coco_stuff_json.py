@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from connectors.coco_categories import pack_ids
-from connectors.coco_dense import FOLDER, ImageIds, categories_of
+from connectors.coco_dense import FOLDER, ImageIds, categories_of, claim_of, said_of
 from connectors.coco_json import Stream, write_json
 from connectors.coco_objects import Place
 from connectors.list_files import OnePlaceEach
@@ -35,27 +35,26 @@ _OTHER: Final = 183
 _FROM_PIXELS: Final = frozenset({"segmentation", "area", "bbox", "image_id"})
 
 
-def mask_of(
-    texts: Sequence[str], space: LabelSpace, size: tuple[int, int], path: str
-) -> tuple[LabelMap, dict[str, Any]]:
-    """Return the class ids [H, W] of an image's annotations, and what a mask cannot hold of them.
-
-    Where annotations overlap, smaller ones lie on top ("overlapping_pixels" counts).
+def mask_of(texts: Sequence[str], space: LabelSpace, size: tuple[int, int], path: str) -> LabelMap:
+    """Return the class ids [H, W] of an image's annotations; smaller ones lie on top.
 
     Raises:
         BadAnnotation: one is malformed, of another size, or of a category that the space has not.
     """
     place = Place(path, _image_of(texts), size[0], size[1], pack_ids(space))
-    found = [place.read(text) for text in texts]
-    ids = masks.paint(found, size[0], size[1], space, path=path)
-    kept = []
-    for text in texts:
-        said = json.loads(text)
-        kept.append({key: value for key, value in said.items() if key not in _FROM_PIXELS})
-    extra: dict[str, Any] = {"annotations": kept, "space": space.name} if kept else {}
-    area = sum(masks.rle_area(one.rle, path) for one in found if one.rle)
-    overlap = area - int(np.count_nonzero(ids != space.ignore_index))
-    return ids, extra | ({"overlapping_pixels": overlap} if overlap else {})
+    return masks.paint([place.read(text) for text in texts], *size, space, path=path)
+
+
+def extra_of(texts: Sequence[str], space: LabelSpace) -> dict[str, Any]:
+    """Return what a mask cannot hold of an image's annotations."""
+    kept = [json.loads(text) for text in without_pixels(texts)]
+    return {"annotations": kept, "space": space.name} if kept else {}
+
+
+def without_pixels(texts: Sequence[str]) -> list[str]:
+    """Return annotations without what the mask says again."""
+    kept = ({k: v for k, v in json.loads(t).items() if k not in _FROM_PIXELS} for t in texts)
+    return [json.dumps(said) for said in kept]
 
 
 def _image_of(texts: Sequence[str]) -> int:
@@ -73,15 +72,17 @@ def annotations_of(
     if record.mask is None or record.mask.bytes is None:
         return [], [], {}
     regions = Regions.of(_numbers(space, only_stuff)[masks.decode(record.mask.bytes)])
-    first: dict[int, Mapping[str, Any]] = {}
+    first: dict[str, Mapping[str, Any]] = {}
     for one in said:
-        first.setdefault(one["category_id"], one)
-    texts, claims = [], []
+        first.setdefault(str(one.get("category_id")), one)
+    texts, claims, found = [], [], 0
     for place, number in enumerate(regions.numbers.tolist()):
         if not number:
             continue
-        old = dict(first.pop(number - 1, {}))
-        claims.append(int(old.pop("id", -1)))
+        old = dict(first.pop(str(number - 1), {}))
+        found += bool(old)
+        claims.append(claim_of(old, ""))
+        old.pop("id", None)
         shape = {"counts": regions.rle(place), "size": [regions.height, regions.width]}
         new = {
             "segmentation": shape,
@@ -91,7 +92,7 @@ def annotations_of(
             "category_id": number - 1,
         }
         texts.append(json.dumps(new | old, ensure_ascii=False))
-    lost = len(said) - sum(claim >= 0 for claim in claims)
+    lost = len(said) - found
     return texts, claims, {"annotations": lost} if lost else {}
 
 
@@ -113,7 +114,7 @@ def write_files(
     *,
     only_stuff: bool,
 ) -> Loss:
-    """Write a JSON for each split; `facts` has what the source's files say, by split."""
+    """Write a JSON for each split; `facts` has what the sources say of themselves."""
     places, loss = OnePlaceEach("coco-stuff"), Loss()
     images: dict[str, ImageIds] = {}
     objects: dict[str, ImageIds] = {}
@@ -127,7 +128,7 @@ def write_files(
             for one in claims:
                 objects.setdefault(w.split, ImageIds()).add(one)
     for split in ["train"] if empty else [s for s in SPLITS if s in images]:
-        said: Mapping[str, Any] = facts.get(split) or next(iter(facts.values()), {})
+        said = said_of(facts, "coco-stuff", split)
         numbers = images.get(split, ImageIds()), objects.get(split, ImageIds())
         wanted = (*_STUFF, _OTHER) if only_stuff else None
         parts: tuple[tuple[str, Any], ...] = (

@@ -365,12 +365,11 @@ def test_polygons_and_plain_runs_are_read(tmp_path: Path) -> None:
     assert pixels(runs)[1:3, 0].tolist() == [92, 92]
 
 
-def test_overlaps_are_counted(tmp_path: Path) -> None:
+def test_smaller_annotations_lie_on_top(tmp_path: Path) -> None:
     tree = open_tree(str(damaged(tmp_path, segmentation=RLE | {"counts": [0, 192]})))
     record, _ = (COCO_STUFF.read(tree, sample) for sample in COCO_STUFF.list(tree, ()))
-    shown = {c.id: c.pixels for c in record.classes or ()}
-    assert shown.keys() == {92, 157}
-    assert record.extras()["overlapping_pixels"] == shown[157]
+    expected = random_ids([92, 157, 255], SHAPE, 9)
+    np.testing.assert_array_equal(pixels(record), np.where(expected == 157, 157, 92))
 
 
 def test_annotation_of_an_image_that_is_not_there(tmp_path: Path) -> None:
@@ -419,3 +418,31 @@ def test_values_of_no_class(tmp_path: Path, value: int) -> None:
     (sample,) = COCO_STUFF.list(tree, ["val"])
     with pytest.raises(LabelOutOfRange, match=f"values {value} are not"):
         COCO_STUFF.read(tree, sample)
+
+
+@pytest.mark.parametrize("image", [7, {"id": 7}, {"id": 7, "file_name": "\ud800.png"}, {"id": "7"}])
+def test_images_that_are_none(tmp_path: Path, image: Any) -> None:
+    said = json.dumps({"images": [image], "annotations": [], "categories": CATEGORIES})
+    put(tmp_path, "annotations/stuff_val2017.json", said)
+    tree = open_tree(str(tmp_path))
+    (sample,) = COCO_STUFF.list(tree, ())
+    with pytest.raises(BadAnnotation, match="an image"):
+        COCO_STUFF.read(tree, sample)
+
+
+def test_what_coco_says_of_images_and_annotations_stays(tmp_path: Path) -> None:
+    """Ids, licences and unknown keys; ids that are taken or none are new, and counted."""
+    source = damaged(tmp_path / "a", note="by hand", id=5)
+    convert(source, tmp_path / "b")
+    said = json.loads((tmp_path / "b/annotations/stuff_train2017.json").read_text())
+    assert said["info"] == {"year": 2017}
+    assert said["images"][0]["license"] == 5
+    (first,) = (a for a in said["annotations"] if a["id"] == 5)
+    assert first["note"] == "by hand"
+    records = read_all(source)
+    twice = [records[0], replace(records[0], image_id="again")]
+    rewrite(COCO_STUFF, twice, tmp_path / "c", SPACE)
+    said = json.loads((tmp_path / "c/annotations/stuff_train2017.json").read_text())
+    assert [image["id"] for image in said["images"]] == [9, 1]
+    assert [a["id"] for a in said["annotations"]] == [5, 10_000_001, 1, 2]
+    assert [a["image_id"] for a in said["annotations"]] == [9, 9, 1, 1]
