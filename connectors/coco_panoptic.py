@@ -136,9 +136,9 @@ class CocoPanoptic:
         things = sorted(_things(space, facts_of(tree, name).get("categories")))
         tag = folder.rpartition("panoptic_")[2]
         images, pngs = ImageFolders.of_split(tree, root, tag), Fingerprints(tree, folder)
-        for group in by_image(tree, name):
+        for number, group in enumerate(by_image(tree, name)):
             entry, annotation, problem = _parse(group)
-            file_name = entry["file_name"] if problem is None else place_of(group)
+            file_name = entry["file_name"] if problem is None else f"{place_of(group)}#{number}"
             image, mark = images.find(file_name) if problem is None else (name, MISSING)
             png = None if annotation is None else f"{folder}/{annotation.get('file_name')}"
             texts = (group.text, *group.annotations)
@@ -317,7 +317,7 @@ def _segments(
     used = tuple(sorted({i.category for i in record.instances or ()}))
     if kept.get("space") == space.name and record.mask is not None and record.mask.bytes:
         try:
-            return *same_segments(record, kept["segments"]), used, {}
+            return *same_segments(record, kept["segments"], space), used, {}
         except ValueError:
             pass  # its mask or its objects are others now
     painted = with_mask(record, space)

@@ -239,8 +239,8 @@ class _Lister:
         """Yield the images of the JSON, of maps that it lacks, and those without a label."""
         seen, part, tree = set[int](), self._part, self._tree
         if part.json is not None:
-            for group in by_image(tree, part.json):
-                sample = self._of_json(part.json, group)
+            for number, group in enumerate(by_image(tree, part.json)):
+                sample = self._of_json(part.json, number, group)
                 seen.add(hash(sample.image_id))
                 yield sample
         if part.maps is not None:
@@ -267,12 +267,12 @@ class _Lister:
         name = f"{self._part.maps}/{stem}.png"
         return name, self._maps.of(name)
 
-    def _of_json(self, name: str, group: Grouped) -> Sample:
+    def _of_json(self, name: str, number: int, group: Grouped) -> Sample:
         entry, problem = group.image or {}, group.problem
         if problem is None and not is_name(entry.get("file_name")):
             problem = "an image without a file_name"
         if problem is not None:
-            place = place_of(group)
+            place = f"{place_of(group)}#{number}"
             url = f"{self._tree.url_of(name)}#{place}"
             return self._sample(place, name, MISSING, (None, ""), problem=problem, url=url)
         stem = stem_of(entry["file_name"])

@@ -192,7 +192,9 @@ def is_thing(c: LabelClass, used: Collection[int]) -> bool:
     return c.id in used if c.isthing is None else c.isthing
 
 
-def same_segments(record: Record, infos: Sequence[int | Info]) -> tuple[SegmentIds, list[Info]]:
+def same_segments(
+    record: Record, infos: Sequence[int | Info], space: LabelSpace
+) -> tuple[SegmentIds, list[Info]]:
     """Return a panoptic record's own segment ids [H, W] and their `segments_info`.
 
     Raises:
@@ -214,8 +216,12 @@ def same_segments(record: Record, infos: Sequence[int | Info]) -> tuple[SegmentI
             classes[info["category_id"]] = info["id"]
     ids = np.where(owner > 0, numbers[owner], classes[mask])
     regions = Regions.of(ids)
-    if set(regions.numbers.tolist()) - {0} != {*things, *(info["id"] for info in stuff)}:
+    category = {i.id: i.category for i in drawn} | {i["id"]: i["category_id"] for i in stuff}
+    if set(regions.numbers.tolist()) - {0} != category.keys():
         raise ValueError("other pixels than segments")
+    shown = [category.get(int(n), space.ignore_index) for n in regions.numbers]
+    if not np.array_equal(regions.paint(np.array(shown, dtype=mask.dtype)), mask):
+        raise ValueError("other classes than segments")
     return ids, [_info_of(things[n]) if isinstance(n, int) else _stored(n) for n in infos]
 
 

@@ -242,9 +242,16 @@ def test_two_segments_of_a_stuff_class_stay_two(tmp_path: Path) -> None:
 def test_own_records_with_other_labels_get_other_segments(tmp_path: Path) -> None:
     put_split(tmp_path / "a", "train", {"000000000001": segment_map(1)})
     (record,) = read_all(tmp_path / "a")
-    other = make_record(np.full(SHAPE, 187, "u1"), SPACE, "x", "train")
+    assert record.mask is not None
+    ids = masks.decode(record.mask.bytes or b"")
+    more = ids.copy()
+    more[:, -1] = 92
     for n, changed in enumerate(
-        [replace(record, mask=other.mask), replace(record, instances=(record.instances or ())[1:])]
+        [
+            replace(record, mask=make_record(np.full(SHAPE, 187, "u1"), SPACE, "x", "train").mask),
+            replace(record, mask=make_record(more, SPACE, "x", "train").mask),
+            replace(record, instances=(record.instances or ())[1:]),
+        ]
     ):
         rewrite(COCO_PANOPTIC, [changed], tmp_path / str(n), SPACE)
         (annotation,) = judge(tmp_path / str(n))

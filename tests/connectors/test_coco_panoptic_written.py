@@ -12,11 +12,13 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from connectors.coco import COCO_INSTANCES
 from connectors.coco_panoptic import COCO_PANOPTIC
 from pipeline import masks
 from pipeline.files import open_tree
 from pipeline.label_space import LabelClass, LabelSpace
 from pipeline.record import Instance, Record
+from pipeline.relabel import Relabeller
 from tests.connectors.panoptic_tree import (
     SHAPE,
     SPACE,
@@ -186,3 +188,28 @@ def test_random_scenes_obey_the_rules_and_come_back(record: Record) -> None:
     things = [i for i in record.instances or () if SPACE.by_id[i.category].isthing]
     separate = len(back.instances or ()) - written.loss.get("things_not_separated", 0)
     assert separate == len(things) - written.loss.get("instances_covered", 0)
+
+
+def test_objects_of_coco_instances(shared_data: Path, tmp_path: Path) -> None:
+    """Polygons and crowds of real images; images keep COCO's ids and licences."""
+    tree = open_tree(str(shared_data / "coco/instances"))
+    spaces = COCO_INSTANCES.label_spaces(tree)
+    relabel = Relabeller.to(SPACE, spaces)
+    records = [
+        relabel(COCO_INSTANCES.read(tree, sample))[0]
+        for sample in COCO_INSTANCES.list(tree, ["train"])
+    ]
+    written = rewrite(COCO_PANOPTIC, records, tmp_path, SPACE)
+    assert {name for w in written for name in w.loss} <= {"instances_cut", "instances_covered"}
+    annotations = judge(tmp_path)
+    segments = [info for a in annotations for info in a["segments_info"]]
+    covered = sum(w.loss.get("instances_covered", 0) for w in written)
+    objects = [i for r in records for i in r.instances or ()]
+    assert len(segments) == len(objects) - covered
+    assert sum(i["iscrowd"] for i in segments) == sum(i.iscrowd for i in objects) > 0
+    before = json.loads(
+        (shared_data / "coco/instances/annotations/instances_train2017.json").read_text()
+    )
+    after = json.loads((tmp_path / "annotations/panoptic_train2017.json").read_text())
+    images = {image["id"]: image for image in before["images"]}
+    assert {image["id"]: image for image in after["images"]} == images
