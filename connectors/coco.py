@@ -64,6 +64,8 @@ class CocoInstances:
 
     format: ClassVar[str] = "coco-instances"
     native: ClassVar[str] = OFFICIAL
+    objects_only: ClassVar[bool] = True
+    """No mask is written for a record that has objects: see `connectors.writing`."""
 
     def label_spaces(self, tree: Tree) -> tuple[LabelSpace, ...]:
         """Return coco-80 for the official categories, else a space with the files' own ids."""

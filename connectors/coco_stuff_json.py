@@ -18,9 +18,9 @@ from connectors.coco_json import Stream, write_json
 from connectors.coco_objects import Place
 from connectors.list_files import OnePlaceEach
 from pipeline import masks
-from pipeline.instances import Regions
 from pipeline.loss import Loss
 from pipeline.record import SPLITS
+from pipeline.regions import Regions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

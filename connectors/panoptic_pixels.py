@@ -17,8 +17,8 @@ import numpy as np
 
 from pipeline import masks, png
 from pipeline.errors import BadAnnotation, CorruptMask
-from pipeline.instances import Regions
 from pipeline.record import Instance
+from pipeline.regions import Regions
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence

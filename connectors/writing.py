@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from connectors import connector
@@ -73,12 +73,22 @@ class _ChunkWriter(Generic[T]):
     relabel: Relabeller
     read: Callable[[T], Iterable[tuple[Sample, Record | InputError]]]
 
+    @property
+    def objects_only(self) -> bool:
+        """Whether the format has no use for the mask of a record that has objects.
+
+        Its pixels are then not brought into another label space: that would be most of the work.
+        """
+        return bool(getattr(self.connector, "objects_only", False))
+
     def __call__(self, chunk: Chunk[T]) -> Exported:
         result = Exported()
         for sample, record in self.read(chunk.items):
             if isinstance(record, InputError):
                 result.failures.append(Failure.of(sample, "read", record))
                 continue
+            if record.mask and record.instances is not None and self.objects_only:
+                record = replace(record, mask=replace(record.mask, bytes=None))
             try:
                 moved, loss = self.relabel(record)
                 written = self.connector.write(self.sink, moved, self.relabel.target)

@@ -7,8 +7,7 @@ are drawn by pycocotools, whose rule at the border is the one that COCO's areas 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -202,22 +201,25 @@ def instances_from_maps(
     """
     if class_map.shape != object_map.shape:
         raise ValueError(f"class map {class_map.shape} and object map {object_map.shape} differ")
-    numbers = np.flatnonzero(np.bincount(object_map.ravel()))
-    trained = np.zeros(65536, dtype=np.bool_)
-    trained[list(space.train_ids)] = True
+    height, width = object_map.shape
+    objects = np.ascontiguousarray(object_map.T).ravel()
+    start, stop = _stretches(objects[1:] != objects[:-1])
+    owner = objects[start]
+    order = np.argsort(owner, kind="stable")  # each object's stretches, in one piece
+    numbers, first = np.unique(owner[order], return_index=True)
+    classes = _classes_of(objects, np.ascontiguousarray(class_map.T).ravel(), space)
     found = []
-    for number in numbers.tolist():
+    for number, stretches in zip(numbers.tolist(), np.split(order, first[1:]), strict=True):
         if number in (0, border):
             continue
-        here = object_map == number
-        votes = np.bincount(class_map[here])
-        real = np.where(trained[: len(votes)], votes, 0)
-        runs = _runs_of(here)
+        edges = np.stack([start[stretches], stop[stretches]], axis=1).ravel()
+        runs: Runs = np.diff(edges, prepend=0, append=height * width)
+        runs = runs[:-1] if runs[-1] == 0 else runs
         found.append(
             Instance(
                 id=number,
-                category=int((real if real.any() else votes).argmax()),
-                bbox=_box(runs, here.shape[0]),
+                category=classes[number],
+                bbox=_box(runs, height),
                 area=float(runs[1::2].sum()),
                 rle=_pack(runs),
             )
@@ -225,56 +227,26 @@ def instances_from_maps(
     return tuple(found)
 
 
-@dataclass(frozen=True, slots=True)
-class Regions:
-    """A map [H, W] of whole numbers cut into one region for each number, in one pass.
+def _stretches(changes: NDArray[np.bool_]) -> tuple[Runs, Runs]:
+    """Return where stretches of equal pixels start and stop; `changes` compares neighbours."""
+    edges = np.flatnonzero(changes) + 1
+    return np.concatenate(([0], edges)), np.append(edges, len(changes) + 1)
 
-    `numbers` are those that occur, ascending; a region is known by its place among them. Unlike a
-    comparison for each number, this costs the same for two regions as for two hundred.
-    """
 
-    height: int
-    width: int
-    numbers: NDArray[Any]
-    areas: Runs
-    _edges: Runs  # first pixel of each run, column-major, and the end of the last
-    _places: Runs  # the region of each run
-    _order: Runs  # the runs sorted by region
-    _firsts: Runs  # where each region's runs begin in `_order`
-
-    @classmethod
-    def of(cls, numbers: NDArray[np.integer[Any]]) -> Regions:
-        """Cut a map of numbers."""
-        flat = np.ascontiguousarray(numbers.T).ravel()
-        edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-        edges = np.concatenate(([0], edges, [len(flat)]))
-        found, places = np.unique(flat[edges[:-1]], return_inverse=True)
-        places = places.reshape(-1)
-        areas = np.zeros(len(found), dtype=np.int64)
-        np.add.at(areas, places, np.diff(edges))
-        order = np.argsort(places, kind="stable")
-        firsts = np.searchsorted(places[order], np.arange(len(found) + 1))
-        height, width = numbers.shape
-        return cls(height, width, found, areas, edges, places, order, firsts)
-
-    def _runs(self, place: int) -> Runs:
-        mine = self._order[self._firsts[place] : self._firsts[place + 1]]
-        edges = np.stack((self._edges[mine], self._edges[mine + 1]), axis=1).ravel()
-        runs: Runs = np.diff(edges, prepend=0, append=self._edges[-1])
-        return runs[:-1] if runs[-1] == 0 else runs
-
-    def bbox(self, place: int) -> tuple[float, float, float, float]:
-        """Return a region's box (x, y, w, h) in pixels."""
-        return _box(self._runs(place), self.height)
-
-    def rle(self, place: int) -> str:
-        """Return a region's compressed run lengths."""
-        return _pack(self._runs(place))
-
-    def paint(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Return the map [H, W] in which every region has its value in `values`, by place."""
-        flat = np.repeat(values[self._places], np.diff(self._edges))
-        return np.ascontiguousarray(flat.reshape(self.width, self.height).T)
+def _classes_of(objects: LabelMap, classes: LabelMap, space: LabelSpace) -> dict[int, int]:
+    """Return each object's most frequent class, the lowest of several, void only if it has none."""
+    start, stop = _stretches((objects[1:] != objects[:-1]) | (classes[1:] != classes[:-1]))
+    pairs = objects[start].astype(np.int64) << 16 | classes[start]
+    pairs, place = np.unique(pairs, return_inverse=True)
+    pixels = np.bincount(place, weights=stop - start).astype(np.int64)
+    trained = np.zeros(65536, dtype=np.bool_)
+    trained[list(space.train_ids)] = True
+    best: dict[int, tuple[bool, int, int]] = {}
+    for pair, count in zip(pairs.tolist(), pixels.tolist(), strict=True):
+        number, category = pair >> 16, pair & 0xFFFF
+        vote = (bool(trained[category]), count, -category)
+        best[number] = max(best.get(number, vote), vote)
+    return {number: -vote[2] for number, vote in best.items()}
 
 
 def _draw(

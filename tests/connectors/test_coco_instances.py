@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from pipeline.files import Tree
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # pycocotools
+
 SHAPE = (12, 16)
 CATEGORIES = [
     {"supercategory": "animal", "id": 3, "name": "cat"},
@@ -382,6 +384,42 @@ def test_unlabelled_beside_labelled(tmp_path: Path) -> None:
     assert {r.split for r in back.values()} == {"train"}
     rewrite(COCO_INSTANCES, back.values(), tmp_path / "b", space)
     assert len(read_all(open_tree(str(tmp_path / "b")))) == 2
+
+
+def test_convert_both_ways(shared_data: Path, tmp_path: Path) -> None:
+    """Through the runner's own writer: VOC's objects and regions, and back as pixels."""
+    from connectors.reading import ReaderFactory
+    from connectors.voc import VOC
+    from connectors.writing import Chunk, WriterFactory
+    from pipeline.relabel import Relabeller
+
+    source = str(shared_data / "voc2012" / "VOCdevkit")
+    voc, space = label_space("voc-21"), label_space("coco-80")
+    samples = [s for s in VOC.list(open_tree(source), ()) if Path(s.path).is_file()]
+    factory = WriterFactory(
+        "coco-instances",
+        str(tmp_path / "coco"),
+        Relabeller.to(space, [voc]),
+        ReaderFactory("voc", source),
+    )
+    result = factory()(Chunk(0, tuple(samples)))
+    COCO_INSTANCES.finish(open_sink(str(tmp_path / "coco")), result.written, space, {})
+    back = {(r.split, r.image_id): r for r in read_all(open_tree(str(tmp_path / "coco")))}
+    assert result.done == len(back) == len(samples) - len(result.failures) > 0
+    relabel = Relabeller.to(space, [voc])
+    for sample in samples:
+        if (sample.split, sample.image_id) not in back:
+            continue
+        moved, _ = relabel(VOC.read(open_tree(source), sample))
+        found = back[sample.split, sample.image_id].instances or ()
+        if moved.instances:
+            assert [(i.category, i.rle) for i in found] == [
+                (i.category, i.rle) for i in moved.instances
+            ]
+        elif moved.mask is not None:
+            ids = masks.decode(moved.mask.bytes or b"")
+            painted = masks.paint(found, moved.height, moved.width, space)
+            np.testing.assert_array_equal(painted, ids)
 
 
 # Bad input

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pipeline import masks
-from pipeline.instances import Regions
+from pipeline.regions import Regions
 
 MAPS = hnp.arrays(
     np.uint32,
