@@ -43,6 +43,7 @@ FOLDER: Final = {
 """The folders that a split's files are written to; COCO spells "unlabeled"."""
 
 _SPLIT_WORDS: Final = {"unlabel": "unlabelled", "test": "test", "val": "val", "train": "train"}
+_USUAL: Final = re.compile(r".*?(train|val|test|unlabeled)(?:-[a-z]+)?(\d*)")
 _TOP: Final = (1 << 53) - 1  # numbers in JSON are exact up to here in most readers
 _SAY: Final = {"coco-panoptic": "image", "coco-stuff": "image", "coco-instances": "coco"}
 """Where records of COCO's formats keep their image's entry in `extra`."""
@@ -85,8 +86,10 @@ class ImageFolders:
     def of_split(cls, tree: Tree, root: str, tag: str) -> ImageFolders:
         """Look where COCO and tools around it put a split's images; `tag` is "train2017"."""
         short = tag.rstrip("0123456789")
-        exact = (tag, f"images/{tag}", short, f"images/{short}", f"{short}_img")
-        return cls(tree, root, (*exact, "images", "input_images"))
+        usual = _USUAL.sub(r"\1\2", tag)  # test-dev2017, image_info_test2017: test2017
+        tags = dict.fromkeys((tag, short, usual))
+        exact = [place for t in tags for place in (t, f"images/{t}")]
+        return cls(tree, root, (*exact, f"{short}_img", "images", "input_images"))
 
     def own(self, tag: str) -> str | None:
         """Return the folder that holds only images of this split, None if there is none."""

@@ -173,7 +173,8 @@ class CocoPanoptic:
             ids = read_ids(tree.read(png), path)
             size = labelled_size(ids, head, path)
             infos = annotation.get("segments_info")
-            found = read_segments(ids, infos, space, frozenset(things), path)
+            objects = {c.id for c in space.classes if is_thing(c, things)}
+            found = read_segments(ids, infos, space, objects, path)
             more = {key: annotation[key] for key in annotation.keys() - _ANNOTATION}
             kept: dict[str, Any] = {"space": space.name, "segments": found.infos}
             extra["panoptic"] = kept | ({"annotation": more} if more else {})
@@ -283,13 +284,11 @@ def _space(tree: Tree, key: Collection[str]) -> LabelSpace:
 
 
 def _things(space: LabelSpace, categories: Any) -> set[int]:
-    """Return the classes whose segments are objects; the JSON tells where the space does not."""
-    said = {
-        c["id"]
-        for c in (categories if isinstance(categories, list) else ())
-        if isinstance(c, dict) and c.get("isthing") and type(c.get("id")) is int
-    }
-    return {c.id for c in space.classes if is_thing(c, said)}
+    """Return the classes that the JSON calls things where the space does not say."""
+    unsaid = {c.id for c in space.classes if c.isthing is None}
+    said = (c for c in (categories if isinstance(categories, list) else ()) if isinstance(c, dict))
+    found = {c["id"] for c in said if c.get("isthing") and type(c.get("id")) is int}
+    return unsaid & found
 
 
 def _parse(group: Grouped) -> tuple[Info, Info | None, str | None]:

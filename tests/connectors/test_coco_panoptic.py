@@ -14,7 +14,7 @@ from connectors.coco_panoptic import COCO_PANOPTIC
 from connectors.panoptic_pixels import read_ids, write_ids
 from pipeline import masks
 from pipeline.errors import BadAnnotation, CorruptMask, LayoutError, MissingFile, SizeMismatch
-from pipeline.files import open_tree
+from pipeline.files import open_sink, open_tree
 from tests.connectors.conformance import Conformance, Made
 from tests.connectors.panoptic_tree import (
     FILES,
@@ -340,6 +340,27 @@ def test_images_are_found_beside_the_annotations(tmp_path: Path) -> None:
     assert len(read_all(tmp_path)) == 2
     (tmp_path / "train2017").rename(tmp_path / "images/train")
     assert len(read_all(tmp_path)) == 2
+
+
+def test_images_of_a_part_of_a_split(tmp_path: Path) -> None:
+    damaged(tmp_path)
+    (tmp_path / "images/train2017").rename(tmp_path / "test2017")
+    folder = tmp_path / "annotations"
+    for suffix in ("", ".json"):
+        (folder / f"panoptic_train2017{suffix}").rename(folder / f"panoptic_test-dev2017{suffix}")
+    assert [r.split for r in read_all(tmp_path)] == ["test", "test"]
+
+
+def test_changed_numbers_are_counted(tmp_path: Path) -> None:
+    put_split(tmp_path / "a", "train", {"000000000001": segment_map(1)})
+    (record,) = read_all(tmp_path / "a")
+    twice = [record, replace(record, image_id="again")]
+    sink = open_sink(str(tmp_path / "b"))
+    written = [COCO_PANOPTIC.write(sink, one, SPACE) for one in twice]
+    loss = COCO_PANOPTIC.finish(sink, written, SPACE, {})
+    assert loss is not None
+    assert loss.attributes == {"image_ids": 1}
+    assert {annotation["image_id"] for annotation in judge(tmp_path / "b")} == {1, 2}
 
 
 def test_pngs_keep_24_bits(tmp_path: Path) -> None:
