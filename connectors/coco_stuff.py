@@ -333,6 +333,8 @@ def _read_map(data: bytes, space: LabelSpace, path: str, *, shifted: bool) -> La
     """Return the class ids of a pixel map, which holds id - 1 when it is `shifted`."""
     values = masks.read_label(data, path)
     if not shifted:
+        if values.dtype != space.dtype:
+            masks.check_ids(values, space, path)
         return values.astype(space.dtype, copy=False)
     if values.dtype != np.uint8:
         raise CorruptMask(path, "a pixel map of 16 bits", "write id - 1 in 8 bits")

@@ -446,3 +446,17 @@ def test_what_coco_says_of_images_and_annotations_stays(tmp_path: Path) -> None:
     assert [image["id"] for image in said["images"]] == [9, 1]
     assert [a["id"] for a in said["annotations"]] == [5, 10_000_001, 1, 2]
     assert [a["image_id"] for a in said["annotations"]] == [9, 9, 1, 1]
+
+
+def test_ids_of_16_bits_do_not_wrap(tmp_path: Path) -> None:
+    """300 is no class; in 8 bits it would be 44."""
+    space = LabelSpace("few", (LabelClass(44, "one", (0, 0, 0)),), 255)
+    record = make_record(np.full(SHAPE, 44, np.uint8), space, "a", "train")
+    rewrite(COCO_STUFF, [record], tmp_path, space)
+    (back,) = read_all(tmp_path)
+    assert (pixels(back) == 44).all()
+    Image.fromarray(np.full(SHAPE, 300, np.uint16)).save(
+        tmp_path / "stuffthingmaps/train2017/a.png"
+    )
+    with pytest.raises(LabelOutOfRange, match="values 300"):
+        read_all(tmp_path)
