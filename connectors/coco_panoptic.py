@@ -199,10 +199,11 @@ class CocoPanoptic:
 
     def write(self, sink: Sink, record: Record, space: LabelSpace) -> Written:
         """Write a record's image and its PNG of segments."""
-        extra = record.extras() if record.dataset == self.format else {}
+        extra = record.extras().get("panoptic") if record.dataset == self.format else None
+        kept: dict[str, Any] = extra if isinstance(extra, dict) else {}
         folder = f"{FOLDER[record.split]}/"
         loss = not_expressed(record, *_NOT_HELD)
-        ids, infos, used, lost = _segments(record, space, extra.get("panoptic", {}))
+        ids, infos, used, lost = _segments(record, space, kept)
         name, cost = put_image(sink, folder + record.image_id, record, ("jpeg", "png"))
         image = image_of(record, name.removeprefix(folder))
         annotation = ""
@@ -210,7 +211,8 @@ class CocoPanoptic:
             png = f"{record.image_id}.png"
             sink.write(f"{_folder(record.split)}/{png}", write_ids(ids))
             said = {"segments_info": infos, "file_name": png}
-            said |= extra.get("panoptic", {}).get("annotation", {})
+            more = kept.get("annotation")
+            said |= more if isinstance(more, dict) else {}
             annotation = json.dumps(said, ensure_ascii=False)
         claim = claim_of(image, record.image_id)
         image.pop("id", None)
@@ -317,8 +319,8 @@ def _segments(
     if kept.get("space") == space.name and record.mask is not None and record.mask.bytes:
         try:
             return *same_segments(record, kept["segments"], space), used, {}
-        except ValueError:
-            pass  # its mask or its objects are others now
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+            pass  # mask or objects are others now, or another program wrote the extras
     painted = with_mask(record, space)
     if painted.mask is None or painted.mask.bytes is None:
         boxes = len(record.instances or ())

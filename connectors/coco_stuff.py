@@ -207,7 +207,8 @@ class CocoStuff:
             loss["images_without_labels"] = 1
         if own and "image" not in extra:
             return Written(record.image_id, record.split, b"", loss)
-        said = extra.get("annotations", []) if extra.get("space") == space.name else []
+        said = extra.get("annotations") if extra.get("space") == space.name else None
+        said = [one for one in said if isinstance(one, dict)] if isinstance(said, list) else []
         texts, claims, lost = annotations_of(kept, space, said, only_stuff=native)
         image = image_of(record, name.removeprefix(folder))
         claim = claim_of(image, record.image_id)

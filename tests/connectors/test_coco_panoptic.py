@@ -388,3 +388,24 @@ def test_missing_folder_of_pngs(tmp_path: Path) -> None:
     for sample in COCO_PANOPTIC.list(tree, ()):
         with pytest.raises(MissingFile, match="panoptic_train2017/0000000000"):
             COCO_PANOPTIC.read(tree, sample)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"panoptic": 7, "image": 7},
+        {"panoptic": {"space": SPACE.name}},
+        {"panoptic": {"space": SPACE.name, "segments": [7, {"id": 1}], "annotation": 7}},
+        {"panoptic": {"space": SPACE.name, "segments": [{"id": "x", "category_id": 187}]}},
+        {"panoptic": {"space": SPACE.name, "segments": None}, "image": {"id": "7"}},
+    ],
+)
+def test_extras_that_another_program_changed(tmp_path: Path, extra: dict[str, Any]) -> None:
+    put_split(tmp_path / "a", "train", {"000000000001": segment_map(1)})
+    (record,) = read_all(tmp_path / "a")
+    changed = replace(record, extra=json.dumps(extra))
+    rewrite(COCO_PANOPTIC, [changed], tmp_path / "b", SPACE)
+    (annotation,) = judge(tmp_path / "b")
+    assert annotation["image_id"] == 1
+    (back,) = read_all(tmp_path / "b")
+    assert bare(back).mask == bare(record).mask
