@@ -5,7 +5,7 @@
 
 The JSON is made with polygons of plausible length, annotations in no order; every image is a hard
 link to one small JPEG. Printed are wall and CPU seconds, the driver's peak and the sum of all
-processes' peaks of unique memory (proportional set size, which counts shared pages once).
+processes' memory at its peak (proportional set size, which counts shared pages once).
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def _image(
 ) -> tuple[str, int | None]:
     """Return the image's JSON, and its id where it has one of its own."""
     said = {"file_name": file_name, "height": record.height, "width": record.width}
-    if found is None:
+    if found is None or type(found[1].get("id")) is not int:
         return json.dumps(said, ensure_ascii=False)[1:], None
     text, own = found
     if any(own.get(key) != value for key, value in said.items()):
@@ -95,7 +95,7 @@ def _objects(record: Record, head: dict[str, Any], loss: dict[str, int], *, own:
     place: dict[int, int] = {}
     parts: dict[int, int] = {}
     for instance in record.instances or ():
-        text = own_annotation(instance) if own else None
+        text = own_annotation(instance, head["image_id"]) if own else None
         number = None if text is None else instance.id
         text = new_annotation(instance, record) if text is None else text
         if text is None:
@@ -126,6 +126,6 @@ def _keypoints(record: Record, others: dict[str, Any], *, own: bool) -> None:
     for instance in record.instances or ():
         if own and instance.extra and '"person_keypoints": ' in instance.extra:
             more = json.loads(instance.extra).get("person_keypoints")
-            text = own_annotation(instance)
+            text = own_annotation(instance, None)
             if isinstance(more, dict) and text:
                 others.setdefault("person_keypoints", []).append(json.loads(text) | more)

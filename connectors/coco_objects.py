@@ -192,16 +192,18 @@ def _box(value: Any, where: str) -> tuple[float, float, float, float] | None:
     return x, y, width, height
 
 
-def own_annotation(instance: Instance) -> str | None:
+def own_annotation(instance: Instance, image_id: int | None) -> str | None:
     """Return the text that an instance of COCO's was read from, with what has changed since.
 
     None when it has none: the instance was added later.
     """
     found = unwrap(instance.extra)
-    if found is None:
+    if found is None or type(found[1].get("image_id")) is not int:
         return None
     text, said = found
     changed: dict[str, Any] = {}
+    if image_id is not None and said["image_id"] != image_id:
+        changed["image_id"] = image_id
     if said.get("category_id") != instance.category:
         changed["category_id"] = instance.category
     if said.get("id") != instance.id:

@@ -130,6 +130,7 @@ class _Sorter:
         self._found, self._lost = _Buckets(buckets), _Buckets(buckets)
         self._ids, self._valid = bytearray(), bytearray()
         self._known: _Ids | None = None
+        self._size = 1  # images, at least one
         self._waiting: list[tuple[int, int, bytes]] = []
 
     def close(self) -> None:

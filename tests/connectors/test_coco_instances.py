@@ -374,6 +374,31 @@ def test_changed_instances_are_written_as_they_are(tmp_path: Path) -> None:
     assert said["annotations"] == [expected]
 
 
+@pytest.mark.parametrize(
+    "extra",
+    [
+        None,
+        "{}",
+        '{"coco": 5}',
+        '{"coco": {"id": null}}',
+        '{"coco": {}, "x": 1}',
+        '{"file": "../../outside", "coco": {"id": 2}}',
+        '{"suffix": 5, "coco": {"id": 2}}',
+    ],
+)
+def test_extras_that_someone_changed(tmp_path: Path, extra: str | None) -> None:
+    tree = one_image(tmp_path / "a", annotation(7, 2))
+    record = read_all(tree)[1]
+    changed = replace((record.instances or ())[0], extra=extra)
+    (space,) = COCO_INSTANCES.label_spaces(tree)
+    for bad in (replace(record, extra=extra), replace(record, instances=(changed,))):
+        with contextlib.suppress(UnsafePath):
+            rewrite(COCO_INSTANCES, [bad], tmp_path / "b", space)
+            (back,) = read_all(open_tree(str(tmp_path / "b")))
+            assert [i.category for i in back.instances or ()] == [3]
+    assert not list(tmp_path.glob("outside*"))
+
+
 def test_unlabelled_beside_labelled(tmp_path: Path) -> None:
     space = label_space("coco-80")
     labelled = replace(make_record(None, space, "a", "train"), instances=())
