@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -79,6 +79,14 @@ class _ChunkWriter(Generic[T]):
     read: Callable[[T], Iterable[tuple[Sample, Pending]]]
     _ahead: Ahead = field(default_factory=Ahead, compare=False)
 
+    @property
+    def objects_only(self) -> bool:
+        """Whether the format has no use for the mask of a record that has objects.
+
+        Its pixels are then not brought into another label space: that would be most of the work.
+        """
+        return bool(getattr(self.connector, "objects_only", False))
+
     def __call__(self, chunk: Chunk[T]) -> Exported:
         result = Exported()
         pairs = iter(self.read(chunk.items))
@@ -108,6 +116,8 @@ class _ChunkWriter(Generic[T]):
             record = record()
         if isinstance(record, InputError):
             return Failure.of(sample, "read", record)
+        if record.mask and record.instances is not None and self.objects_only:
+            record = replace(record, mask=replace(record.mask, bytes=None))
         try:
             moved, loss = self.relabel(record)
             written = self.connector.write(self.sink, moved, self.relabel.target)

@@ -48,7 +48,8 @@ def with_instances(record: Record, space: LabelSpace) -> Record:
     if record.instances is not None or record.mask is None or record.mask.bytes is None:
         return record
     ids = masks.decode(record.mask.bytes, record.image_id)
-    present = set(np.unique(ids).tolist())
+    counted = record.classes or masks.class_pixels(ids, space, path=record.image_id)
+    present = {c.id for c in counted}
     regions: list[Instance] = []
     for category in space.train_ids:
         if category in present and space.by_id[category].name != "background":

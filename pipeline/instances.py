@@ -215,8 +215,9 @@ def polygons_to_rle(
     parts = [_points(polygon, height, width, path) for polygon in polygons]
     if not parts:
         raise _bad(path, "an object without a polygon")
-    drawn = coco.merge(coco.frPyObjects(parts, height, width))
-    return str(drawn["counts"], "ascii")
+    drawn = coco.frPyObjects(parts, height, width)
+    whole = drawn[0] if len(drawn) == 1 else coco.merge(drawn)
+    return str(whole["counts"], "ascii")
 
 
 def _points(polygon: Sequence[float], height: int, width: int, path: str) -> list[float]:
@@ -224,9 +225,11 @@ def _points(polygon: Sequence[float], height: int, width: int, path: str) -> lis
     points = np.asarray(polygon, dtype=np.float64)
     if points.ndim != 1 or len(points) < 6 or len(points) % 2:
         raise _bad(path, f"a polygon of {points.size} numbers; it needs x, y of 3 points or more")
-    if not np.isfinite(points).all() or np.abs(points).max() > _FAR * max(height, width):
+    far = _FAR * max(height, width)
+    if not (points.min() >= -far and points.max() <= far):  # nor NaN
         raise _bad(path, f"a polygon far outside the image {width}x{height}")
-    return [float(value) for value in points]
+    values: list[float] = points.tolist()
+    return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,27 +286,52 @@ def instances_from_maps(
     """
     if class_map.shape != object_map.shape:
         raise ValueError(f"class map {class_map.shape} and object map {object_map.shape} differ")
-    numbers = np.flatnonzero(np.bincount(object_map.ravel()))
-    trained = np.zeros(65536, dtype=np.bool_)
-    trained[list(space.train_ids)] = True
+    height, width = object_map.shape
+    objects = np.ascontiguousarray(object_map.T).ravel()
+    start, stop = _stretches(objects[1:] != objects[:-1])
+    owner = objects[start]
+    order = np.argsort(owner, kind="stable")  # each object's stretches, in one piece
+    numbers, first = np.unique(owner[order], return_index=True)
+    classes = _classes_of(objects, np.ascontiguousarray(class_map.T).ravel(), space)
     found = []
-    for number in numbers.tolist():
+    for number, stretches in zip(numbers.tolist(), np.split(order, first[1:]), strict=True):
         if number in (0, border):
             continue
-        here = object_map == number
-        votes = np.bincount(class_map[here])
-        real = np.where(trained[: len(votes)], votes, 0)
-        runs = _runs_of(here)
+        edges = np.stack([start[stretches], stop[stretches]], axis=1).ravel()
+        runs: Runs = np.diff(edges, prepend=0, append=height * width)
+        runs = runs[:-1] if runs[-1] == 0 else runs
         found.append(
             Instance(
                 id=number,
-                category=int((real if real.any() else votes).argmax()),
-                bbox=_box(runs, here.shape[0]),
+                category=classes[number],
+                bbox=_box(runs, height),
                 area=float(runs[1::2].sum()),
                 rle=_pack(runs),
             )
         )
     return tuple(found)
+
+
+def _stretches(changes: NDArray[np.bool_]) -> tuple[Runs, Runs]:
+    """Return where stretches of equal pixels start and stop; `changes` compares neighbours."""
+    edges = np.flatnonzero(changes) + 1
+    return np.concatenate(([0], edges)), np.append(edges, len(changes) + 1)
+
+
+def _classes_of(objects: LabelMap, classes: LabelMap, space: LabelSpace) -> dict[int, int]:
+    """Return each object's most frequent class, the lowest of several, void only if it has none."""
+    start, stop = _stretches((objects[1:] != objects[:-1]) | (classes[1:] != classes[:-1]))
+    pairs = objects[start].astype(np.int64) << 16 | classes[start]
+    pairs, place = np.unique(pairs, return_inverse=True)
+    pixels = np.bincount(place, weights=stop - start).astype(np.int64)
+    trained = np.zeros(65536, dtype=np.bool_)
+    trained[list(space.train_ids)] = True
+    best: dict[int, tuple[bool, int, int]] = {}
+    for pair, count in zip(pairs.tolist(), pixels.tolist(), strict=True):
+        number, category = pair >> 16, pair & 0xFFFF
+        vote = (bool(trained[category]), count, -category)
+        best[number] = max(best.get(number, vote), vote)
+    return {number: -vote[2] for number, vote in best.items()}
 
 
 def _draw(

@@ -244,10 +244,16 @@ def write(mask: LabelMap, palette: bytes | None) -> bytes:
     return assemble(png, colour, palette if colour == PALETTE else None)
 
 
-def write_rgba(pixels: NDArray[np.uint8]) -> bytes:
-    """Return [H, W, 4] as an unfiltered PNG, for pictures of large even areas."""
-    height, width = pixels.shape[:2]
-    rows = np.zeros((height, 1 + 4 * width), dtype=np.uint8)
+def write_colours(pixels: NDArray[np.uint8], level: int = 6) -> bytes:
+    """Return RGB [H, W, 3] or RGBA [H, W, 4] as an unfiltered PNG with one IDAT.
+
+    For flat colours, such as those of labels, that is smaller than what filters make of them.
+    Level 1 takes half the time of 6 and a quarter more bytes.
+    """
+    height, width, channels = pixels.shape
+    rows = np.empty((height, 1 + channels * width), dtype=np.uint8)
+    rows[:, 0] = 0
     rows[:, 1:] = pixels.reshape(height, -1)
-    data = _deflate(rows, level=1, raw=False)  # level 6 takes twice the time and saves a quarter
-    return assemble(Png(height, width, 8, RGBA, False, None, data, True), RGBA, None)
+    data = _deflate(rows, level=level, raw=False)
+    colour = RGB if channels == 3 else RGBA
+    return assemble(Png(height, width, 8, colour, False, None, data, True), colour, None)

@@ -55,13 +55,17 @@ def rewrite(
     space: LabelSpace,
     *,
     backwards: bool = False,
+    facts: dict[str, Any] | None = None,
 ) -> list[Written]:
-    """Write records as the runner does: in any order, then the index in the records' order."""
+    """Write records as the runner does: in any order, then the index in the records' order.
+
+    `facts` are what a dataset of the same format says of itself.
+    """
     sink, rows = open_sink(str(target)), list(records)
     order = range(len(rows))[::-1] if backwards else range(len(rows))
     written = {at: connector.write(sink, rows[at], space) for at in order}
     index = [replace(written[at], loss={}) for at in range(len(rows))]  # the spool keeps no loss
-    connector.finish(sink, index, space, {})
+    connector.finish(sink, index, space, {} if facts is None else {connector.format: facts})
     return [written[at] for at in range(len(rows))]
 
 

@@ -260,6 +260,6 @@ def test_colour_labels_that_are_none() -> None:
 
 def test_rgba_is_written_as_it_is() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 4), np.uint8)
-    with Image.open(io.BytesIO(png.write_rgba(pixels))) as image:
+    with Image.open(io.BytesIO(png.write_colours(pixels))) as image:
         assert image.mode == "RGBA"
         np.testing.assert_array_equal(np.array(image), pixels)
