@@ -16,6 +16,8 @@ CONNECTORS: Final[Mapping[str, str]] = {
     "camvid": "connectors.camvid:CAMVID",
     "camvid-11": "connectors.camvid:CAMVID_11",
     "maskdir": "connectors.maskdir:MASKDIR",
+    "nyuv2": "connectors.nyuv2:NYUV2",
+    "nyuv2-mat": "connectors.nyuv2:NYUV2_MAT",
     "voc": "connectors.voc:VOC",
 }
 
