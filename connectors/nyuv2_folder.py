@@ -20,7 +20,7 @@ from __future__ import annotations
 import heapq
 import json
 import posixpath
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -159,7 +159,7 @@ def _names(tree: Tree, root: str, folders: _Folders) -> Iterator[_Named]:
         in_order, promised = is_sorted(lines), split in ("train", "val")
         named += ((x, split, position(at, in_order), promised) for at, x in enumerate(lines))
     named.sort(key=lambda item: item[0])
-    for earlier, later in zip(named, named[1:], strict=False):
+    for earlier, later in pairwise(named):
         if earlier[0] == later[0]:
             raise LayoutError(
                 f"{tree.url_of(root)}: {earlier[0]!r} is in {earlier[1]}.txt and {later[1]}.txt; "

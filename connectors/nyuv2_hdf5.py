@@ -1,16 +1,17 @@
 """nyu_depth_v2_labeled.mat written: arrays deflated in parallel, put together one by one.
 
-HDF5 takes one writer. So `write` deflates an image's arrays, each as the chunk that it will be, into
-a hidden file of the target; `finish` copies the chunks as they are. Keys, axis order and types are
-those of the release, but for namesToIds, an object that only MATLAB can write. What the release has
-no key for is in the struct `segmill` (`connectors.nyuv2_mat`), left out when there is nothing to say.
+HDF5 takes one writer. So `write` deflates an image's arrays, each as the chunk that it will be,
+into a hidden file of the target; `finish` copies the chunks as they are. Keys, axis order and types
+are those of the release, but for namesToIds, an object that only MATLAB can write. What the release
+has no key for is in the struct `segmill` (`connectors.nyuv2_mat`), left out when there is nothing
+to say.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 
@@ -29,7 +30,7 @@ from pipeline.files import read_url, safe_name
 from pipeline.label_space import label_space
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from numpy.typing import NDArray
 
@@ -129,7 +130,8 @@ def _deflated(values: NDArray[Any], kind: np.dtype[Any]) -> bytes:
     chunk = np.ascontiguousarray(values.T, dtype=kind)
     if not chunk.view(np.uint8).any():
         return b""  # HDF5 fills in what was never written
-    return bytes(imagecodecs.deflate_encode(chunk, level=_LEVEL, raw=False))
+    encode = cast("Callable[..., bytes]", imagecodecs.deflate_encode)  # its stubs know no arrays
+    return bytes(encode(chunk, level=_LEVEL, raw=False))
 
 
 def finish(sink: Sink, written: Iterable[Written], space: LabelSpace) -> None:

@@ -2,8 +2,8 @@
 
 h5py sees images as [N, 3, W, H]; what is returned here is [H, W, 3] and [H, W]. The file is opened
 once a process and never read whole. Besides the release's keys, files written by segmill may have a
-struct `segmill`: `classes`, the text of a classes.tsv, for labels that are not NYU's, and `records`,
-JSON for each image with its `image_id` and which arrays are `absent`.
+struct `segmill`: `classes`, the text of a classes.tsv, for labels that are not NYU's, and
+`records`, JSON for each image with its `image_id` and which arrays are `absent`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pipeline.label_space import LabelMap
 
 NATIVE: Final = "nyu-894"
-ARRAYS: Final = {
+ARRAYS: Final[dict[str, tuple[np.dtype[Any], int]]] = {
     "images": (np.dtype("u1"), 4),
     "labels": (np.dtype("u2"), 3),
     "instances": (np.dtype("u1"), 3),
@@ -77,7 +77,8 @@ class Mat:
             raise BadAnnotation(
                 f"{self.path}#{row + 1}", f"{key} cannot be read ({_say(error)})", _FETCH
             ) from None
-        return np.ascontiguousarray(values.T, dtype=ARRAYS[key][0])
+        pixels: NDArray[Any] = np.ascontiguousarray(values.T, dtype=ARRAYS[key][0])
+        return pixels
 
     def labels(self, row: int) -> LabelMap:
         """Return one image's class ids in the file's label space.

@@ -78,14 +78,15 @@ def numbers_of(
     drawn = [i for i in instances if i.rle and i.part_of is None]
     given = _numbered(drawn)
     order = [replace(instance, id=at + 1, extra=None) for at, instance in enumerate(drawn)]
-    index = masks.object_map_from_instances(order, *labels.shape, path)
+    height, width = labels.shape
+    index = masks.object_map_from_instances(order, height, width, path)
     values = np.array([0, *given], np.uint8)
     owner = np.array([-1, *(i.category for i in drawn)], np.int32)
     index[owner[index] != labels] = 0
     kept = np.bincount(index.ravel(), minlength=len(values))[1:].tolist()
     numbers = np.take(values, index)
     for number, rle in unlabelled.items():
-        region = masks.rle_decode(rle, *labels.shape, path) != 0
+        region = masks.rle_decode(rle, height, width, path) != 0
         numbers[region & (labels == ignore)] = int(number)
     areas = [masks.rle_area(i.rle or "", path) for i in drawn]
     loss = {
