@@ -77,9 +77,12 @@ def pixels_of(record: Record) -> NDArray[np.uint8]:
 
 def rgb_png(pixels: NDArray[np.uint8]) -> bytes:
     """Return RGB [H, W, 3] as a PNG, which loses nothing; the same bytes for the same pixels."""
-    import imagecodecs
+    import cv2
 
-    return bytes(imagecodecs.png_encode(pixels, level=1))
+    mirrored = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    done, encoded = cv2.imencode(".png", mirrored, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    assert done, f"OpenCV cannot write {pixels.dtype} of shape {pixels.shape}"
+    return bytes(encoded)
 
 
 def _fetch(record: Record) -> bytes:

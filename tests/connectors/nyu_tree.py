@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import h5py
@@ -45,21 +46,35 @@ def frames(count: int, seed: int = 0, shape: tuple[int, int] = SHAPE) -> dict[st
 def write_mat(path: Path, arrays: dict[str, NDArray[Any]], names: list[str] | None = None) -> None:
     """Write a .mat as the release is: axes reversed, texts by reference."""
     count = len(arrays["images"])
-    with h5py.File(path, "w", userblock_size=512) as file:
+    path.write_bytes(_named(tuple(NAMES if names is None else names)))
+    with h5py.File(path, "r+") as file:
         for key, values in arrays.items():
             turned = values.transpose(0, *range(values.ndim - 1, 0, -1))
             file.create_dataset(key, data=turned, chunks=(1, *turned.shape[1:]), compression=1)
         texts = {key: [f"{key} {n}" for n in range(count)] for key in TEXTS}
-        for key, values in (texts | {"names": NAMES if names is None else names}).items():
-            cells = file.create_dataset(key, (1, len(values)), h5py.ref_dtype)
-            for n, text in enumerate(values):
-                units = np.frombuffer(text.encode("utf-16-le"), np.uint16)[:, None]
-                cells[0, n] = file.create_dataset(f"#refs#/{key}{n}", data=units).ref
+        for key, values in texts.items():
+            _write_texts(file, key, values)
         accel = np.random.default_rng(1).random((4, count), np.float32)
         accel[0, 0] = np.nan
         file.create_dataset("accelData", data=accel)
     with path.open("r+b") as raw:
         raw.write(b"MATLAB 7.3 MAT-file, made for a test".ljust(124) + b"\0\2IM")
+
+
+@cache
+def _named(names: tuple[str, ...]) -> bytes:
+    """Return a .mat that has names only; making 894 takes long."""
+    data = io.BytesIO()
+    with h5py.File(data, "w", userblock_size=512) as file:
+        _write_texts(file, "names", list(names))
+    return data.getvalue()
+
+
+def _write_texts(file: Any, key: str, texts: list[str]) -> None:
+    cells = file.create_dataset(key, (1, len(texts)), h5py.ref_dtype)
+    for n, text in enumerate(texts):
+        units = np.frombuffer(text.encode("utf-16-le"), np.uint16)[:, None]
+        cells[0, n] = file.create_dataset(f"#refs#/{key}{n}", data=units).ref
 
 
 def write_splits(path: Path, train: list[int], test: list[int]) -> None:

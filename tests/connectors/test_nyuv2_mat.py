@@ -159,9 +159,8 @@ def test_threads_share_the_file(tmp_path: Path) -> None:
     wrong: list[str] = []
 
     def work() -> None:
-        for at in (0, 1, 2, 3) * 5:
-            if NYUV2_MAT.read(tree, samples[at]) != expected[at]:
-                wrong.append(samples[at].image_id)
+        read = ((at, NYUV2_MAT.read(tree, samples[at])) for at in (0, 1, 2, 3) * 5)
+        wrong.extend(samples[at].image_id for at, record in read if record != expected[at])
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
