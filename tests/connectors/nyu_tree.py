@@ -32,8 +32,8 @@ def frames(count: int, seed: int = 0, shape: tuple[int, int] = SHAPE) -> dict[st
     numbers = np.zeros((count, *shape), np.uint8)
     values = np.array([0, 1, 7, 64, 255, 256, 894], np.uint16)
     for n in range(count):
-        labels[n] = np.kron(rng.choice(values, (3, 4)), np.ones((4, 4)))[: shape[0], : shape[1]]
-        numbers[n] = np.kron(rng.integers(0, 4, (6, 8)), np.ones((2, 2)))[: shape[0], : shape[1]]
+        labels[n] = np.kron(rng.choice(values, (3, 4)), np.ones((shape[0] // 3, shape[1] // 4)))
+        numbers[n] = np.kron(rng.integers(0, 4, (6, 8)), np.ones((shape[0] // 6, shape[1] // 8)))
         numbers[n, 0, 0] = 255
     depths = rng.random((count, *shape), np.float32) * 10
     raw = np.where(rng.random((count, *shape)) < 0.2, 0, depths).astype(np.float32)
