@@ -51,9 +51,8 @@ def write_mat(path: Path, arrays: dict[str, NDArray[Any]], names: list[str] | No
         for key, values in arrays.items():
             turned = values.transpose(0, *range(values.ndim - 1, 0, -1))
             file.create_dataset(key, data=turned, chunks=(1, *turned.shape[1:]), compression=1)
-        texts = {key: [f"{key} {n}" for n in range(count)] for key in TEXTS}
-        for key, values in texts.items():
-            _write_texts(file, key, values)
+        for key in TEXTS:
+            _write_texts(file, key, [f"{key} {n}" for n in range(count)])
         accel = np.random.default_rng(1).random((4, count), np.float32)
         accel[0, 0] = np.nan
         file.create_dataset("accelData", data=accel)

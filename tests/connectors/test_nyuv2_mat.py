@@ -138,14 +138,15 @@ def test_any_arrays_come_back(
     shape = data.draw(st.tuples(st.integers(1, 2), st.integers(1, 9), st.integers(1, 9)))
     arrays = {
         "images": data.draw(hnp.arrays(np.uint8, (*shape, 3))),
-        "labels": data.draw(hnp.arrays(np.uint16, shape, elements=st.integers(0, 894))),
+        "labels": data.draw(hnp.arrays(np.uint16, shape, elements=st.integers(0, 3))),
         "instances": data.draw(hnp.arrays(np.uint8, shape)),
         "depths": data.draw(hnp.arrays(np.float32, shape, elements=floats)),
         "rawDepths": data.draw(hnp.arrays(np.float32, shape, elements=floats)),
     }
-    write_mat(root / NAME, arrays)
+    write_mat(root / NAME, arrays, ["a", "b", "c"])  # 894 names would take most of the time
     write_splits(root / "splits.mat", [1], [])
-    rewrite(NYUV2_MAT, records(root), root / "target", FULL)
+    (space,) = NYUV2_MAT.label_spaces(open_tree(str(root)))
+    rewrite(NYUV2_MAT, records(root), root / "target", space)
     back = read_mat(root / "target" / NAME)
     for key, values in arrays.items():
         assert back[key].tobytes() == values.tobytes(), key
