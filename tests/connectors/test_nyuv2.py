@@ -293,7 +293,7 @@ def test_truncated_depth(root: Path, name: str) -> None:
 
 
 def test_bad_depth_cell(root: Path) -> None:
-    put(root, "depth/0001.tiff", b"II*\0 no depth")
+    put(root, "depth/0001.tiff", b"no depth")
     fails(root, CorruptMask, "depth/0001")
 
 

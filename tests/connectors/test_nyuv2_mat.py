@@ -30,7 +30,7 @@ from pipeline.errors import (
 )
 from pipeline.files import open_tree
 from pipeline.label_space import LabelClass, LabelSpace, label_space
-from pipeline.record import Depth, File, Record
+from pipeline.record import Depth, Record
 from tests.connectors.conformance import Conformance, Made
 from tests.connectors.nyu_tree import (
     NAMES,
@@ -497,11 +497,3 @@ def test_real_file(shared_data: Path, tmp_path: Path) -> None:
         Image.open(shared_data / "nyudv2/depth_mm/0001.png") as real,
     ):
         assert np.array_equal(np.array(made), np.array(real))
-
-
-def test_record_needs_no_path_for_its_image(tmp_path: Path) -> None:
-    """No path leads to an image of a .mat: writers take the bytes."""
-    write_tree(tmp_path)
-    found = [replace(r, image=File("/gone.mat#1", r.image.bytes)) for r in records(tmp_path)]
-    rewrite(NYUV2, found, tmp_path / "out", FULL)
-    assert len(list((tmp_path / "out/image").iterdir())) == 4
