@@ -22,6 +22,8 @@ CONNECTORS: Final[Mapping[str, str]] = {
     "coco-panoptic": "connectors.coco_panoptic:COCO_PANOPTIC",
     "coco-stuff": "connectors.coco_stuff:COCO_STUFF",
     "maskdir": "connectors.maskdir:MASKDIR",
+    "nyuv2": "connectors.nyuv2:NYUV2",
+    "nyuv2-mat": "connectors.nyuv2:NYUV2_MAT",
     "sunrgbd": "connectors.sunrgbd:SUNRGBD",
     "voc": "connectors.voc:VOC",
 }

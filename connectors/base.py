@@ -11,7 +11,8 @@ How the formats fit that are not one file an image:
   its own annotations' text as `payload`; `write` returns that text, `finish` numbers and joins it.
 - NYUDv2: the payload is the row of the .mat; `read` slices that row out of a handle it keeps open,
   and keeps the image's bytes in the record, as no path leads to them.
-  `write` returns the row's arrays, `finish` appends them to the HDF5 file one at a time.
+  `write` puts the row's deflated arrays into a hidden file, as they are too much to return;
+  `finish` copies them into the HDF5 file one at a time.
 - ADE20K: parts are instances whose `extra` names level and parent; the payload is the folder.
 """
 

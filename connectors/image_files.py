@@ -11,6 +11,9 @@ from pipeline.images import decode, header
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from pipeline.record import Record
     from pipeline.sinks import Sink
 
@@ -59,6 +62,27 @@ def put_image(
     name = stem + (".png" if lossless else ".jpg")
     sink.write(name, _encode(data, path, lossless=lossless, upright=upright))
     return name, {} if lossless else {"images_reencoded": 1}
+
+
+def pixels_of(record: Record) -> NDArray[np.uint8]:
+    """Return a record's image as RGB [H, W, 3] on the grid of its labels.
+
+    Raises:
+        InputError: the image is gone or damaged.
+    """
+    data = record.image.bytes if record.image.bytes is not None else _fetch(record)
+    upright = record.extras().get("orientation", 1) != 1 if record.extra else False
+    return decode(data, record.image.path or record.image_id, orient=upright)
+
+
+def rgb_png(pixels: NDArray[np.uint8]) -> bytes:
+    """Return RGB [H, W, 3] as a PNG, which loses nothing; the same bytes for the same pixels."""
+    import cv2
+
+    mirrored = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    done, encoded = cv2.imencode(".png", mirrored, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    assert done, f"OpenCV cannot write {pixels.dtype} of shape {pixels.shape}"
+    return bytes(encoded)
 
 
 def _fetch(record: Record) -> bytes:

@@ -44,8 +44,8 @@ def bare(record: Record) -> Record:
 
 
 def tree_bytes(record: Record) -> bytes:
-    """Read a record's image from the local path that it names."""
-    return Path(record.image.path or "").read_bytes()
+    """Return a record's image: the bytes it holds, or those at the local path that it names."""
+    return record.image.bytes or Path(record.image.path or "").read_bytes()
 
 
 def rewrite(
@@ -141,11 +141,13 @@ def random_ids(values: Iterable[int], shape: tuple[int, int], seed: int) -> NDAr
     return ids
 
 
-def class_maps(space: LabelSpace) -> st.SearchStrategy[NDArray[Any]]:
-    """Draw masks of up to 12x12 pixels with ids of a space and its ignore index."""
+def class_maps(
+    space: LabelSpace, shape: tuple[int, int] | None = None
+) -> st.SearchStrategy[NDArray[Any]]:
+    """Draw masks with ids of a space and its ignore index, of up to 12x12 pixels unless told."""
     values = sorted({*space.ids, space.ignore_index})
     shapes = hnp.array_shapes(min_dims=2, max_dims=2, max_side=12)
-    return hnp.arrays(space.dtype, shapes, elements=st.sampled_from(values))
+    return hnp.arrays(space.dtype, shape or shapes, elements=st.sampled_from(values))
 
 
 def make_record(
