@@ -179,8 +179,8 @@ class Voc:
 
     def write(self, sink: Sink, record: Record, space: LabelSpace) -> Written:
         """Write a record's image, masks and annotation."""
-        name, extra = one_line(record.image_id), record.extras()
-        own = "lists" in extra
+        name, own = one_line(record.image_id), record.dataset == self.format
+        extra = record.extras() if own else {}
         kept, loss = _fitting(record, keep=own)
         if not own:
             kept = with_mask(kept, space)

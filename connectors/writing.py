@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from connectors import connector
 from connectors.base import Written
 from pipeline.ahead import Ahead, fetched_once, is_far
-from pipeline.errors import InputError
+from pipeline.errors import InputError, SegmillError
 from pipeline.failures import Failure
 from pipeline.files import open_sink
 from pipeline.loss import Loss
@@ -72,6 +72,14 @@ class WriterFactory(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
+class _Broken:
+    """A sample on which the code broke."""
+
+    failure: Failure
+    cause: Exception
+
+
+@dataclass(frozen=True, slots=True)
 class _ChunkWriter(Generic[T]):
     connector: Connector
     sink: Sink
@@ -88,7 +96,7 @@ class _ChunkWriter(Generic[T]):
         return bool(getattr(self.connector, "objects_only", False))
 
     def __call__(self, chunk: Chunk[T]) -> Exported:
-        result = Exported()
+        result, broken = Exported(), list[_Broken]()
         pairs = iter(self.read(chunk.items))
         first = next(pairs, None)
         if first is None:
@@ -99,18 +107,35 @@ class _ChunkWriter(Generic[T]):
             if isinstance(done, Failure):
                 result.failures.append(done)
                 continue
+            if isinstance(done, _Broken):
+                broken.append(done)
+                continue
             written, loss = done
             result.loss += loss
             result.written.append(written)
             result.done += 1
+        if broken and not result.done and not result.failures:
+            raise broken[0].cause  # on every sample: not they are the cause
+        result.failures += [b.failure for b in broken]
         return result
 
-    def _put_far(self, pair: tuple[Sample, Pending]) -> tuple[Written, Loss] | Failure:
+    def _put_far(self, pair: tuple[Sample, Pending]) -> tuple[Written, Loss] | Failure | _Broken:
         """Read and write one sample; no file of it comes over the net twice."""
         with fetched_once():
             return self._put(pair)
 
-    def _put(self, pair: tuple[Sample, Pending]) -> tuple[Written, Loss] | Failure:
+    def _put(self, pair: tuple[Sample, Pending]) -> tuple[Written, Loss] | Failure | _Broken:
+        """Read and write one sample; one that breaks the code must not end a night's work."""
+        try:
+            return self._put_one(pair)
+        except (SegmillError, OSError, MemoryError):
+            raise
+        except Exception as error:
+            cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            told = InputError(pair[0].path, cause, "look at the file; please report")
+            return _Broken(Failure.of(pair[0], "write", told), error)
+
+    def _put_one(self, pair: tuple[Sample, Pending]) -> tuple[Written, Loss] | Failure:
         sample, record = pair
         if callable(record):
             record = record()

@@ -22,13 +22,17 @@ def with_mask(record: Record, space: LabelSpace) -> Record:
     """Give a record that has objects but no mask the mask that they paint, larger ones first.
 
     Pixels of no object are the class `background` where the space has it, else void. A record that
-    has a mask, or no object with run lengths, is returned as it is.
+    has a mask, or objects none of which has run lengths, is returned as it is; an image that is
+    known to show no object is all background, where there is such a class.
     """
-    if (record.mask and record.mask.bytes) or not any(i.rle for i in record.instances or ()):
+    if (record.mask and record.mask.bytes) or record.instances is None:
         return record
     ground = space.by_name.get("background")
+    empty = not record.instances and ground is not None
+    if not empty and not any(i.rle for i in record.instances):
+        return record
     ids = masks.paint(
-        record.instances or (),
+        record.instances,
         record.height,
         record.width,
         space,
