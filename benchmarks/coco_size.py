@@ -4,8 +4,8 @@
     python benchmarks/coco_size.py                # 118,287 images, 860,001 annotations
 
 The JSON is made with polygons of plausible length, annotations in no order; every image is a hard
-link to one small JPEG. Printed are wall and CPU seconds, the driver's peak and the sum of all
-processes' memory at its peak (proportional set size, which counts shared pages once).
+link to one small JPEG. Printed are wall and CPU seconds, the driver's peak of resident memory, and
+that of all processes together, in which pages that they share count more than once.
 """
 
 from __future__ import annotations
@@ -205,12 +205,12 @@ def family(pid: int) -> list[int]:
 
 
 def memory(pid: int) -> int:
-    """Return a process's proportional set size in KiB, 0 when it has gone."""
+    """Return a process's resident memory in KiB, 0 when it has gone."""
     try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
         return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+    return next((int(line.split()[1]) for line in lines if line.startswith("VmRSS:")), 0)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ def finish(
                 spool = stack.enter_context(tempfile.TemporaryFile(prefix="segmill-coco-"))
                 files[key] = _File(spool)
             files[key].add(head, w.entry)
+        del places  # 60 bytes an image
         if not files:
             _write(sink, ("instances", tail_of("train")), None, space, facts)
         for key in sorted(files):
@@ -82,8 +83,10 @@ class _Numbers:
     def settle(self) -> int:
         """Decide whether the ids stay; return how many do not."""
         ids = np.frombuffer(self.own, dtype=np.int64) if self.own else np.empty(0, np.int64)
-        highest = int(ids.max()) if len(ids) else 0
-        self.keep = len(np.unique(ids)) == len(ids) and highest + self.new < _SAFE
+        ids.sort()  # in place
+        highest = int(ids[-1]) if len(ids) else 0
+        once = not (ids[1:] == ids[:-1]).any()
+        self.keep = bool(once) and highest + self.new < _SAFE
         self.first = max(highest, 0) + 1 if self.keep else 1
         self.own = array("q", [])
         return 0 if self.keep else len(ids)

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
     from connectors.coco_json import Element
 
-_BUCKET_BYTES: Final = 16 << 20
-_PENDING_BYTES: Final = 16 << 20  # of all buckets together, before they go to disk
-_MOST_BUCKETS: Final = 1024
+_BUCKET_BYTES: Final = 4 << 20
+_PENDING_BYTES: Final = 8 << 20  # of all buckets together, before they go to disk
+_MOST_PENDING: Final = 256 << 10  # of one bucket
+_MOST_BUCKETS: Final = 2048
 _HEAD: Final = struct.Struct("<qHI")  # key, file, length of the text
 _BATCH: Final = 4096
 
@@ -51,7 +52,7 @@ class _Buckets:
         self._file: BinaryIO = tempfile.TemporaryFile(prefix="segmill-coco-")  # noqa: SIM115
         self._pending = [bytearray() for _ in range(count)]
         self._places: list[list[tuple[int, int]]] = [[] for _ in range(count)]
-        self._most = max(4096, _PENDING_BYTES // count)
+        self._most = min(_MOST_PENDING, _PENDING_BYTES // count)
 
     def add(self, bucket: int, key: int, file: int, text: bytes) -> None:
         """Keep a text."""
