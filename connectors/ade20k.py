@@ -67,6 +67,8 @@ class Ade20k:
 
     format: ClassVar[str] = "ade20k"
     native: ClassVar[str] = "ade20k-150"
+    row_bytes: ClassVar[int] = 20_000
+    objects_only: ClassVar[bool] = False
 
     def _root(self, tree: Tree) -> str:
         def fits(names: Collection[str]) -> bool:

@@ -88,6 +88,8 @@ class Ade20kFull:
 
     format: ClassVar[str] = "ade20k-full"
     native: ClassVar[str | None] = None
+    row_bytes: ClassVar[int] = 1_000_000
+    objects_only: ClassVar[bool] = False
 
     def label_spaces(self, tree: Tree) -> tuple[LabelSpace, ...]:
         """Return the classes of the dataset's table, its index, or all its annotations."""

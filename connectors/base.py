@@ -55,6 +55,21 @@ class Connector(Protocol):
     def native(self) -> str | None:
         """The label space that the format's own tools expect; None where the format carries any."""
 
+    @property
+    def row_bytes(self) -> int:
+        """About how many bytes a row takes: work is cut into pieces of bounded size by it.
+
+        With the image only where the format keeps it in the record.
+        """
+
+    @property
+    def objects_only(self) -> bool:
+        """Whether the format holds objects and no masks.
+
+        `write` then gets no mask with a record that has objects: bringing its pixels into another
+        label space would be most of the work.
+        """
+
     def label_spaces(self, tree: Tree) -> tuple[LabelSpace, ...]:
         """Return every label space that `read` will name, be it in a file of the dataset."""
 

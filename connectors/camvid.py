@@ -140,6 +140,8 @@ class CamVid:
 
     format: ClassVar[str] = "camvid"
     native: ClassVar[str] = "camvid-32"
+    row_bytes: ClassVar[int] = 8_000
+    objects_only: ClassVar[bool] = False
 
     def _root(self, tree: Tree) -> str:
         def fits(names: Collection[str]) -> bool:
@@ -245,6 +247,8 @@ class CamVid11:
 
     format: ClassVar[str] = "camvid-11"
     native: ClassVar[str] = "camvid-11"
+    row_bytes: ClassVar[int] = 8_000
+    objects_only: ClassVar[bool] = False
 
     def _root(self, tree: Tree) -> str:
         lists = {f"{split}.txt" for split in SPLITS}

@@ -84,6 +84,8 @@ class Cityscapes:
 
     format: ClassVar[str] = "cityscapes"
     native: ClassVar[str] = "cityscapes-34"
+    row_bytes: ClassVar[int] = 150_000
+    objects_only: ClassVar[bool] = False
 
     def _root(self, tree: Tree) -> str:
         needed = {names.IMAGES, *names.LABELS}

@@ -64,6 +64,7 @@ class CocoInstances:
 
     format: ClassVar[str] = "coco-instances"
     native: ClassVar[str] = OFFICIAL
+    row_bytes: ClassVar[int] = 20_000
     objects_only: ClassVar[bool] = True
     """No mask is written for a record that has objects: see `connectors.writing`."""
 

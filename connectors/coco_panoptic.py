@@ -90,6 +90,8 @@ class CocoPanoptic:
 
     format: ClassVar[str] = "coco-panoptic"
     native: ClassVar[str] = "coco-panoptic-133"
+    row_bytes: ClassVar[int] = 30_000
+    objects_only: ClassVar[bool] = False
 
     def _files(self, tree: Tree) -> tuple[str, list[str]]:
         """Return the root and the JSON files, in the order of the splits."""

@@ -132,6 +132,8 @@ class CocoStuff:
 
     format: ClassVar[str] = "coco-stuff"
     native: ClassVar[str] = "coco-stuff"
+    row_bytes: ClassVar[int] = 20_000
+    objects_only: ClassVar[bool] = False
 
     def label_spaces(self, tree: Tree) -> tuple[LabelSpace, ...]:
         """Return coco-stuff, or the spaces of the dataset's own classes."""

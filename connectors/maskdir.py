@@ -72,6 +72,8 @@ class MaskDir:
 
     format: ClassVar[str] = "maskdir"
     native: ClassVar[str | None] = None
+    row_bytes: ClassVar[int] = 30_000
+    objects_only: ClassVar[bool] = False
 
     def _root(self, tree: Tree) -> str:
         def fits(names: Collection[str]) -> bool:

@@ -82,6 +82,8 @@ class _Reader:
 
     format: ClassVar[str]
     native: ClassVar[str] = NATIVE
+    row_bytes: ClassVar[int] = 2_000_000
+    objects_only: ClassVar[bool] = False
 
     def label_spaces(self, tree: Tree) -> tuple[LabelSpace, ...]:
         """Return nyu-894, nyu-40 or nyu-13 by what there is, or the dataset's own classes."""

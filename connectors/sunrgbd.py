@@ -71,6 +71,8 @@ class SunRgbd:
 
     format: ClassVar[str] = "sunrgbd"
     native: ClassVar[str] = sunrgbd_seg.NATIVE
+    row_bytes: ClassVar[int] = 400_000
+    objects_only: ClassVar[bool] = False
 
     def _places(self, tree: Tree) -> tuple[str, str]:
         """Return what the toolbox's and the frames' names start with."""

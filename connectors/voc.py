@@ -93,6 +93,8 @@ class Voc:
 
     format: ClassVar[str] = "voc"
     native: ClassVar[str] = "voc-21"
+    row_bytes: ClassVar[int] = 10_000
+    objects_only: ClassVar[bool] = False
 
     def _root(self, tree: Tree) -> str:
         needed = {"JPEGImages", "ImageSets"}

@@ -87,14 +87,6 @@ class _ChunkWriter(Generic[T]):
     read: Callable[[T], Iterable[tuple[Sample, Pending]]]
     _ahead: Ahead = field(default_factory=Ahead, compare=False)
 
-    @property
-    def objects_only(self) -> bool:
-        """Whether the format has no use for the mask of a record that has objects.
-
-        Its pixels are then not brought into another label space: that would be most of the work.
-        """
-        return bool(getattr(self.connector, "objects_only", False))
-
     def __call__(self, chunk: Chunk[T]) -> Exported:
         result, broken = Exported(), list[_Broken]()
         pairs = iter(self.read(chunk.items))
@@ -141,7 +133,7 @@ class _ChunkWriter(Generic[T]):
             record = record()
         if isinstance(record, InputError):
             return Failure.of(sample, "read", record)
-        if record.mask and record.instances is not None and self.objects_only:
+        if record.mask and record.instances is not None and self.connector.objects_only:
             record = replace(record, mask=replace(record.mask, bytes=None))
         try:
             moved, loss = self.relabel(record)

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 APP = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 SECONDS_AN_IMAGE = 0.002
 SHARD_SAMPLES = 256
+SHARD_BYTES = 64 << 20
+"""Most that a shard's rows may take; a worker holds them two or three times while it writes."""
+IMAGE_BYTES = 200_000
 
 
 @APP.command()
@@ -83,6 +86,7 @@ def ingest(
         if embed_images:
             # Rows with their images are other rows: a store without them is completed.
             listing = (replace(s, digest=s.digest + EMBEDDED) for s in listing)
+        row = reader.row_bytes + (IMAGE_BYTES if embed_images else 0)
         run = Run.begin(target, "ingest", kind="truth", identity=identity)
 
         def pick(count: int) -> Runner:
@@ -98,7 +102,7 @@ def ingest(
                 ReaderFactory(format_, tree.url, embed_images),
                 run=run,
                 choose_runner=pick,
-                shard_rows=SHARD_SAMPLES,
+                shard_rows=max(1, min(SHARD_SAMPLES, SHARD_BYTES // row)),
                 on_progress=progress.reach,
                 on_listed=progress.listed,
             )
