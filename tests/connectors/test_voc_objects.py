@@ -231,6 +231,7 @@ def test_names_follow_the_label_space(tmp_path: Path) -> None:
     person = (record.instances or ())[0]
     moved = replace(
         make_record(np.full(SHAPE, 9, np.uint8), camvid, "2008_1", "val", ".jpg"),
+        dataset="voc",
         instances=(replace(person, category=9),),
         extra=record.extra,
     )
