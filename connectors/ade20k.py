@@ -31,7 +31,7 @@ from pipeline.errors import CorruptMask, UnknownName
 from pipeline.files import safe_name
 from pipeline.images import IMAGE_SUFFIXES, read_header
 from pipeline.label_space import label_space
-from pipeline.record import SPLITS, File, Provenance, Record, Sample
+from pipeline.record import SPLITS, File, Record, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -126,19 +126,13 @@ class Ade20k:
             label = _read_grey(tree.read(mask), space, path)
             size = labelled_size(label.ids, head, path)
             extra |= extra_of(label, head)
-        return Record(
-            image_id=sample.image_id,
-            dataset=sample.dataset,
-            split=sample.split,
-            image=File(sample.path),
-            fingerprint=sample.fingerprint,
-            height=size[0],
-            width=size[1],
-            label_space=space.name,
+        return Record.truth(
+            sample,
+            space.name,
+            size,
             mask=File(tree.url_of(mask), label.cell) if label else None,
             classes=label.classes if label else None,
-            provenance=Provenance("truth", sample.dataset, sample.digest),
-            extra=json.dumps(extra, sort_keys=True) if extra else None,
+            extra=extra,
         )
 
     def write(self, sink: Sink, record: Record, space: LabelSpace) -> Written:

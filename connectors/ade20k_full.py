@@ -59,7 +59,7 @@ from pipeline.derive import with_instances, with_mask
 from pipeline.errors import SizeMismatch, UnknownName
 from pipeline.files import safe_name
 from pipeline.images import read_header
-from pipeline.record import SPLITS, File, Provenance, Record, Sample
+from pipeline.record import SPLITS, File, Record, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -140,17 +140,11 @@ class Ade20kFull:
         else:
             space = unpack_numbers(*payload["classes"])
         head = read_header(tree, payload["image"])
-        record = Record(
-            image_id=sample.image_id,
-            dataset=sample.dataset,
-            split=sample.split,
-            image=File(sample.path),
-            fingerprint=sample.fingerprint,
-            height=head.height,
-            width=head.width,
-            label_space=space.name,
-            provenance=Provenance("truth", sample.dataset, sample.digest),
-            extra=json.dumps({"release": payload["release"]}),
+        record = Record.truth(
+            sample,
+            space.name,
+            (head.height, head.width),
+            extra={"release": payload["release"]},
         )
         if not payload["levels"]:
             return record

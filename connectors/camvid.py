@@ -49,7 +49,7 @@ from pipeline.derive import with_mask
 from pipeline.errors import LayoutError, UnknownName
 from pipeline.images import IMAGE_SUFFIXES, read_header
 from pipeline.label_space import label_space
-from pipeline.record import SPLITS, File, Provenance, Record, Sample
+from pipeline.record import SPLITS, File, Record, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -118,19 +118,13 @@ def _record(
         label = read(tree.read(mask), space, path)
         size, cell = labelled_size(label.ids, head, path), File(path, label.cell)
         extra |= extra_of(label, head)
-    return Record(
-        image_id=sample.image_id,
-        dataset=sample.dataset,
-        split=sample.split,
-        image=File(sample.path),
-        fingerprint=sample.fingerprint,
-        height=size[0],
-        width=size[1],
-        label_space=space.name,
+    return Record.truth(
+        sample,
+        space.name,
+        size,
         mask=cell,
         classes=label.classes if label else None,
-        provenance=Provenance("truth", sample.dataset, sample.digest),
-        extra=json.dumps(extra, sort_keys=True) if extra else None,
+        extra=extra,
     )
 
 

@@ -41,7 +41,7 @@ from pipeline.derive import with_mask
 from pipeline.errors import MissingFile, UnknownName
 from pipeline.images import read_header
 from pipeline.label_space import label_space
-from pipeline.record import SPLITS, File, Provenance, Record, Sample
+from pipeline.record import SPLITS, File, Record, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -177,20 +177,14 @@ class Cityscapes:
             extra |= extra_of(found.label, head) | found.extra
             if space.name != self.native:
                 extra["space"] = space.name
-        return Record(
-            image_id=sample.image_id,
-            dataset=sample.dataset,
-            split=sample.split,
-            image=File(sample.path),
-            fingerprint=sample.fingerprint,
-            height=size[0],
-            width=size[1],
-            label_space=space.name,
+        return Record.truth(
+            sample,
+            space.name,
+            size,
             mask=File(tree.url_of(found.source), found.label.cell) if found else None,
             classes=found.label.classes if found else None,
             instances=found.instances if found else None,
-            provenance=Provenance("truth", sample.dataset, sample.digest),
-            extra=json.dumps(extra, sort_keys=True) if extra else None,
+            extra=extra,
         )
 
     def write(self, sink: Sink, record: Record, space: LabelSpace) -> Written:

@@ -38,7 +38,7 @@ from connectors.layout import MISSING, Fingerprints, digest
 from pipeline.errors import BadAnnotation, SizeMismatch
 from pipeline.images import read_header
 from pipeline.label_space import label_space
-from pipeline.record import File, Provenance, Record, Sample
+from pipeline.record import Record, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -118,17 +118,11 @@ class CocoInstances:
         rest: dict[str, Any] = {}
         if objects is not None:
             instances, rest = place.read_all(objects, others)
-        return Record(
-            image_id=sample.image_id,
-            dataset=sample.dataset,
-            split=sample.split,
-            image=File(sample.path),
-            fingerprint=sample.fingerprint,
-            height=head.height,
-            width=head.width,
-            label_space=space,
+        return Record.truth(
+            sample,
+            space,
+            (head.height, head.width),
             instances=instances,
-            provenance=Provenance("truth", sample.dataset, sample.digest),
             extra=wrap(
                 text,
                 file=tail,

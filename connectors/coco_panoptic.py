@@ -62,7 +62,7 @@ from pipeline.errors import BadAnnotation, LayoutError
 from pipeline.images import read_header
 from pipeline.label_space import label_space
 from pipeline.loss import Loss
-from pipeline.record import SPLITS, File, Provenance, Record, Sample
+from pipeline.record import SPLITS, File, Record, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -183,20 +183,14 @@ class CocoPanoptic:
             palette = space.palette() if found.mask.dtype.itemsize == 1 else None
             mask = File(path, masks.encode(found.mask, palette))
             classes, instances = masks.class_pixels(found.mask, space, path=path), found.things
-        return Record(
-            image_id=sample.image_id,
-            dataset=sample.dataset,
-            split=sample.split,
-            image=File(sample.path),
-            fingerprint=sample.fingerprint,
-            height=size[0],
-            width=size[1],
-            label_space=space.name,
+        return Record.truth(
+            sample,
+            space.name,
+            size,
             mask=mask,
             classes=classes,
             instances=instances,
-            provenance=Provenance("truth", sample.dataset, sample.digest),
-            extra=json.dumps(extra | of_image(entry, size, head), sort_keys=True),
+            extra=extra | of_image(entry, size, head),
         )
 
     def write(self, sink: Sink, record: Record, space: LabelSpace) -> Written:

@@ -16,7 +16,6 @@ A `classes.tsv` in the root makes it a dataset of those classes, and maps hold t
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -56,7 +55,7 @@ from pipeline.derive import with_mask
 from pipeline.errors import BadAnnotation, CorruptMask, LabelOutOfRange, LayoutError
 from pipeline.images import IMAGE_SUFFIXES, read_header
 from pipeline.label_space import label_space
-from pipeline.record import SPLITS, File, Provenance, Record, Sample
+from pipeline.record import SPLITS, File, Record, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -179,19 +178,13 @@ class CocoStuff:
         if size != (head.height, head.width):
             extra["orientation"] = head.orientation
         palette = space.palette() if space.dtype is np.uint8 else None
-        return Record(
-            image_id=sample.image_id,
-            dataset=sample.dataset,
-            split=sample.split,
-            image=File(sample.path),
-            fingerprint=sample.fingerprint,
-            height=size[0],
-            width=size[1],
-            label_space=space.name,
+        return Record.truth(
+            sample,
+            space.name,
+            size,
             mask=None if ids is None else File(path, masks.encode(ids, palette)),
             classes=None if ids is None else masks.class_pixels(ids, space, path=sample.path),
-            provenance=Provenance("truth", sample.dataset, sample.digest),
-            extra=json.dumps(extra, sort_keys=True) if extra else None,
+            extra=extra,
         )
 
     def write(self, sink: Sink, record: Record, space: LabelSpace) -> Written:

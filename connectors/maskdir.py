@@ -31,7 +31,7 @@ from connectors.list_files import OnePlaceEach, one_line
 from pipeline.derive import with_mask
 from pipeline.errors import InputError, LayoutError, UnknownName
 from pipeline.images import IMAGE_SUFFIXES, read_header
-from pipeline.record import SPLITS, File, Provenance, Record, Sample
+from pipeline.record import SPLITS, File, Record, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -125,19 +125,13 @@ class MaskDir:
             label = read_label(tree.read(mask), space, path)
             size = labelled_size(label.ids, head, path)
             extra = extra_of(label, head)
-        return Record(
-            image_id=sample.image_id,
-            dataset=sample.dataset,
-            split=sample.split,
-            image=File(sample.path),
-            fingerprint=sample.fingerprint,
-            height=size[0],
-            width=size[1],
-            label_space=space.name,
+        return Record.truth(
+            sample,
+            space.name,
+            size,
             mask=File(tree.url_of(mask), label.cell) if label else None,
             classes=label.classes if label else None,
-            provenance=Provenance("truth", sample.dataset, sample.digest),
-            extra=json.dumps(extra, sort_keys=True) if extra else None,
+            extra=extra,
         )
 
     def write(self, sink: Sink, record: Record, space: LabelSpace) -> Written:

@@ -14,7 +14,6 @@ Images that splits.mat does not name are unlabelled; without a splits.mat the of
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -26,7 +25,7 @@ from connectors.nyuv2_objects import instances_of
 from connectors.nyuv2_splits import splits_file, splits_of
 from pipeline import depth, masks
 from pipeline.errors import LayoutError, UnknownName
-from pipeline.record import EMBEDDED, SPLITS, Depth, File, Provenance, Record, Sample
+from pipeline.record import EMBEDDED, SPLITS, Depth, File, Record, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -148,21 +147,16 @@ def _record(mat: Mat, sample: Sample, row: int) -> Record:
         if numbers is not None:
             instances, unlabelled = instances_of(labels, numbers, space.ignore_index)
             extra |= {"unlabelled_instances": unlabelled} if unlabelled else {}
-    return Record(
-        image_id=sample.image_id,
-        dataset=sample.dataset,
-        split=sample.split,
-        image=File(sample.path, rgb_png(image)),
-        fingerprint=sample.fingerprint,
-        height=mat.height,
-        width=mat.width,
-        label_space=space.name,
+    return Record.truth(
+        sample,
+        space.name,
+        (mat.height, mat.width),
+        image=rgb_png(image),
         mask=mask,
         classes=classes,
         instances=instances,
         depth=_depth(mat, sample, row, absent),
-        provenance=Provenance("truth", sample.dataset, sample.digest),
-        extra=json.dumps(extra, sort_keys=True) if extra else None,
+        extra=extra,
     )
 
 

@@ -39,7 +39,7 @@ from pipeline.derive import with_mask
 from pipeline.errors import BadAnnotation, LabelOutOfRange, LayoutError, SizeMismatch
 from pipeline.images import IMAGE_SUFFIXES, read_header
 from pipeline.label_space import find_remap, label_space
-from pipeline.record import SPLITS, Depth, File, Provenance, Record, Sample
+from pipeline.record import SPLITS, Depth, File, Record, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -205,21 +205,15 @@ def read(tree: Tree, sample: Sample) -> Record:
             numbers = _numbers(tree, files["instance"], size)
             instances, unlabelled = instances_of(label.ids, numbers, space.ignore_index)
             extra |= {"unlabelled_instances": unlabelled} if unlabelled else {}
-    return Record(
-        image_id=sample.image_id,
-        dataset=sample.dataset,
-        split=sample.split,
-        image=File(sample.path),
-        fingerprint=sample.fingerprint,
-        height=size[0],
-        width=size[1],
-        label_space=space.name,
+    return Record.truth(
+        sample,
+        space.name,
+        size,
         mask=mask,
         classes=label.classes if label else None,
         instances=instances,
         depth=_depth(tree, files, unit),
-        provenance=Provenance("truth", sample.dataset, sample.digest),
-        extra=json.dumps(extra, sort_keys=True) if extra else None,
+        extra=extra,
     )
 
 

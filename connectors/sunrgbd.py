@@ -22,7 +22,6 @@ copies are a part. Copies that number all images (`img-000001.jpg`, `label37/`) 
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -43,7 +42,7 @@ from pipeline.errors import BadAnnotation, MissingFile, UnknownName, UnsafePath
 from pipeline.files import is_junk, safe_name
 from pipeline.images import read_header
 from pipeline.label_space import label_space
-from pipeline.record import SPLITS, Depth, File, Provenance, Record, Sample
+from pipeline.record import SPLITS, Depth, File, Record, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -168,21 +167,15 @@ class SunRgbd:
         palette = space.palette() if space.dtype is np.uint8 else None
         where = path if ids is drawn else f"{path}#{said['row'][0]}"
         classes = None if ids is None else masks.class_pixels(ids, space, path=where)
-        return Record(
-            image_id=sample.image_id,
-            dataset=sample.dataset,
-            split=sample.split,
-            image=File(sample.path),
-            fingerprint=sample.fingerprint,
-            height=head.height,
-            width=head.width,
-            label_space=space.name,
+        return Record.truth(
+            sample,
+            space.name,
+            (head.height, head.width),
             mask=None if ids is None else File(path, masks.encode(ids, palette)),
             classes=classes,
             instances=instances,
             depth=_depth(tree, folder, said, shape),
-            provenance=Provenance("truth", sample.dataset, sample.digest),
-            extra=json.dumps(extra, sort_keys=True),
+            extra=extra,
         )
 
     def write(self, sink: Sink, record: Record, space: LabelSpace) -> Written:

@@ -46,7 +46,7 @@ from pipeline.derive import with_mask
 from pipeline.errors import LayoutError, UnknownName
 from pipeline.images import read_header
 from pipeline.label_space import label_space
-from pipeline.record import File, Provenance, Record, Sample
+from pipeline.record import File, Record, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -163,20 +163,14 @@ class Voc:
             path = tree.url_of(files["x"])
             extra["annotation"], objects = voc_annotation.parse(tree.read(files["x"]), path)
             instances = voc_annotation.merge(instances or (), objects, space, path)
-        return Record(
-            image_id=sample.image_id,
-            dataset=sample.dataset,
-            split=sample.split,
-            image=File(sample.path),
-            fingerprint=sample.fingerprint,
-            height=size[0],
-            width=size[1],
-            label_space=space.name,
+        return Record.truth(
+            sample,
+            space.name,
+            size,
             mask=File(tree.url_of(mask), label.cell) if label and mask else None,
             classes=label.classes if label else None,
             instances=instances,
-            provenance=Provenance("truth", sample.dataset, sample.digest),
-            extra=json.dumps(extra, sort_keys=True),
+            extra=extra,
         )
 
     def write(self, sink: Sink, record: Record, space: LabelSpace) -> Written:

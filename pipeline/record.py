@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import pyarrow as pa
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
 SCHEMA_VERSION: Final = 1
 """Raised by one when an older segmill could no longer read a store rightly."""
@@ -209,6 +209,43 @@ class Record:
     depth: Depth | None = None
     provenance: Provenance = field(default_factory=Provenance)
     extra: str | None = None
+
+    @classmethod
+    def truth(
+        cls,
+        sample: Sample,
+        label_space: str,
+        size: tuple[int, int],
+        *,
+        image: bytes | None = None,
+        mask: File | None = None,
+        classes: tuple[ClassPixels, ...] | None = None,
+        instances: tuple[Instance, ...] | None = None,
+        depth: Depth | None = None,
+        extra: Mapping[str, Any] | str | None = None,
+    ) -> Record:
+        """Return what a connector read of a sample; `size` is height and width.
+
+        `image` has the image's bytes where no path leads to them. An empty `extra` is None.
+        """
+        if extra is not None and not isinstance(extra, str):
+            extra = json.dumps(extra, sort_keys=True) if extra else None
+        return cls(
+            image_id=sample.image_id,
+            dataset=sample.dataset,
+            split=sample.split,
+            image=File(sample.path, image),
+            fingerprint=sample.fingerprint,
+            height=size[0],
+            width=size[1],
+            label_space=label_space,
+            mask=mask,
+            classes=classes,
+            instances=instances,
+            depth=depth,
+            provenance=Provenance("truth", sample.dataset, sample.digest),
+            extra=extra,
+        )
 
     def extras(self) -> dict[str, Any]:
         """Return what the source format holds beyond the columns; empty when it holds nothing."""

@@ -24,8 +24,8 @@ from pipeline import masks
 from pipeline.errors import CorruptImage, ImageTooLarge, InputError, ModelError, UsageError
 from pipeline.files import read_url
 from pipeline.images import decode, header
-from pipeline.logits import at_size, padded
 from pipeline.models import load_model
+from pipeline.models.logits import at_size, padded
 from pipeline.record import File, Provenance, Record
 
 if TYPE_CHECKING:

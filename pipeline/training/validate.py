@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from pipeline.logits import at_size, padded
 from pipeline.metrics.confusion import ConfusionMatrix, Tally, class_index, count_pairs
+from pipeline.models.logits import at_size, padded
 from pipeline.training.augment import resized
 from pipeline.training.batches import val_examples
 

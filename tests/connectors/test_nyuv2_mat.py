@@ -487,15 +487,11 @@ def test_real_file(shared_data: Path, tmp_path: Path) -> None:
         key: two[key] for key in (*TEXTS, "names")
     }
     assert two["names"] == NAMES
-    for label in ("label40", "label13"):
-        for ours, official in (("0001", "0001"), ("0002", "0009")):
-            with (
-                Image.open(tmp_path / f"folders/{label}/{ours}.png") as made,
-                Image.open(shared_data / f"nyudv2/{label}/{official}.png") as real,
-            ):
-                assert np.array_equal(np.array(made), np.array(real))
-    with (
-        Image.open(tmp_path / "folders/depth_mm/0001.png") as made,
-        Image.open(shared_data / "nyudv2/depth_mm/0001.png") as real,
-    ):
-        assert np.array_equal(np.array(made), np.array(real))
+    official = {f"{label}/0002": f"{label}/0009" for label in ("label40", "label13")}
+    official |= {name: name for name in ("label40/0001", "label13/0001", "depth_mm/0001")}
+    for ours, theirs in official.items():
+        with (
+            Image.open(tmp_path / f"folders/{ours}.png") as made,
+            Image.open(shared_data / f"nyudv2/{theirs}.png") as real,
+        ):
+            assert np.array_equal(np.array(made), np.array(real))
