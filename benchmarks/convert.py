@@ -112,9 +112,7 @@ def main() -> None:
             | (
                 {
                     "pycocotools script": peer("plain_voc_to_coco", voc, out),
-                    "Datumaro": peer(
-                        "datumaro_convert", voc / "VOCdevkit/VOC2012", "voc", out, "coco_instances"
-                    ),
+                    "Datumaro": peer("datumaro_convert", voc, VOC, out, "coco_instances"),
                 }
                 if theirs
                 else {}
