@@ -100,6 +100,10 @@ class Conformance:
     """Whether images and masks are files; where one file has them all, records hold the bytes."""
     one_size: ClassVar[bool] = False
     """Whether all images of a dataset have one size."""
+    own_classes: ClassVar[bool] = False
+    """Whether the tree holds classes that no table knows: converting them natively is refused."""
+    fills_void: ClassVar[bool] = False
+    """Whether masks and objects are one picture, in which objects fill void pixels of the mask."""
     image_suffix: ClassVar[str] = ".png"
     """Images of this kind come back byte for byte."""
     stray_error: ClassVar[type[InputError]] = LabelOutOfRange

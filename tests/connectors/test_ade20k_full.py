@@ -60,6 +60,7 @@ FOLDERS = {"train": "training", "val": "validation", "unlabelled": "unlabelled"}
 
 class TestAde20kFull(Conformance):
     connector = ADE20K_FULL
+    own_classes = True
     image_suffix = ".jpg"
 
     def make_tree(self, root: Path) -> Made:

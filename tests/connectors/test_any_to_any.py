@@ -1,14 +1,18 @@
 """Every format into every other: nothing is lost but what the loss report says, pixel for pixel.
 
-What goes in is read from trees that the conformance tests write with Pillow and the standard
-library; what should come out is computed here, from the class tables, not by the code under test.
+What goes in is what the conformance tests put into the trees that they write with Pillow and the
+standard library; what should come out is computed here from that and the remaps, whose tables
+`tests/pipeline/test_unified.py` and `test_label_space.py` hold against the files. What came out is
+read by the connectors, which the formats' own tests hold against official tools.
 """
 
 from __future__ import annotations
 
 import io
 import json
+from functools import cache
 from importlib import import_module
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,41 +24,34 @@ from connectors import CONNECTORS, connector
 from pipeline.errors import RemapError
 from pipeline.files import open_tree
 from pipeline.label_space import find_remap, label_space
+from tests import connectors as package
+from tests.connectors.conformance import Conformance
 from tests.jobs.calls import call
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from pipeline.label_space import LabelSpace, Remap
     from pipeline.record import Instance, Record
+    from tests.connectors.conformance import Made
 
-MAKERS = {
-    "ade20k": "test_ade20k:TestAde20k",
-    "ade20k-full": "test_ade20k_full:TestAde20kFull",
-    "camvid": "test_camvid:TestCamVid",
-    "camvid-11": "test_camvid:TestCamVid11",
-    "cityscapes": "test_cityscapes:TestCityscapes",
-    "coco-instances": "test_coco_instances:TestCocoInstances",
-    "coco-panoptic": "test_coco_panoptic:TestCocoPanoptic",
-    "coco-stuff": "test_coco_stuff:TestMaps",
-    "maskdir": "test_maskdir:TestMaskDir",
-    "nyuv2": "test_nyuv2:TestNyuV2",
-    "nyuv2-mat": "test_nyuv2_mat:TestNyuV2Mat",
-    "sunrgbd": "test_sunrgbd:TestSunRgbd",
-    "voc": "test_voc:TestVoc",
-}
-"""The conformance class that writes a small tree of each format."""
 
-OWN_CLASSES = {"ade20k-full"}
-"""Formats whose trees may hold classes that no table knows: converting those is refused."""
+def makers() -> dict[str, type[Conformance]]:
+    """The first conformance class of each format: it writes a small tree of it."""
+    found: dict[str, type[Conformance]] = {}
+    for module in sorted(m.name for m in iter_modules(package.__path__)):
+        if module.startswith("test_") and module != __name__.rpartition(".")[2]:
+            for thing in vars(import_module(f"{package.__name__}.{module}")).values():
+                is_kind = isinstance(thing, type) and issubclass(thing, Conformance)
+                if is_kind and thing is not Conformance:
+                    found.setdefault(thing.connector.format, thing)
+    return found
 
-OBJECTS_ONLY = {"coco-instances"}
-"""Formats without dense labels."""
 
-FILLS_VOID = {"coco-panoptic"}
-"""Formats in which masks and objects are one picture."""
+MAKERS = makers()
 
 
 def test_every_format_takes_part() -> None:
@@ -62,16 +59,19 @@ def test_every_format_takes_part() -> None:
 
 
 @pytest.fixture(scope="session")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One small dataset of each format."""
-    made = {}
-    for name, place in MAKERS.items():
-        module, _, kind = place.partition(":")
-        made[name] = tmp_path_factory.mktemp(name)
-        getattr(import_module(f"tests.connectors.{module}"), kind)().make_tree(made[name])
-    for path in made["coco-instances"].rglob("*.json"):
-        give_official_categories(path)
-    return made
+def source_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Made]]:
+    """A small dataset of a format, made once, and what was put into it."""
+
+    @cache
+    def make(name: str) -> tuple[Path, Made]:
+        root = tmp_path_factory.mktemp(name)
+        made = MAKERS[name]().make_tree(root)
+        if name == "coco-instances":
+            for path in root.rglob("*.json"):
+                give_official_categories(path)
+        return root, made
+
+    return make
 
 
 def give_official_categories(path: Path) -> None:
@@ -94,7 +94,8 @@ def ids_of(record: Record) -> NDArray[Any] | None:
 def shape_of(instance: Instance, record: Record) -> NDArray[Any]:
     counts = (instance.rle or "").encode()
     size = [record.height, record.width]
-    return coco_mask.decode({"size": size, "counts": counts}).astype(bool)
+    region: NDArray[Any] = coco_mask.decode({"size": size, "counts": counts}).astype(bool)
+    return region
 
 
 def painted(record: Record, remap: Remap, ground: int) -> NDArray[Any]:
@@ -112,15 +113,17 @@ def painted(record: Record, remap: Remap, ground: int) -> NDArray[Any]:
     return canvas
 
 
-def expected(record: Record, remap: Remap, objects_only: bool) -> NDArray[Any] | None:
+def expected(
+    record: Record, ids: NDArray[Any] | None, remap: Remap, objects_only: bool
+) -> NDArray[Any] | None:
     """The target's ids that a record must become; None where it has no label at all."""
-    target, ids = remap.target, ids_of(record)
+    target = remap.target
     ground = target.by_name.get("background")
     if ids is None or (objects_only and record.instances is not None):
         if record.instances is None or not (any(i.rle for i in record.instances) or ground):
             return None
         return painted(record, remap, ground.id if ground else target.ignore_index)
-    return remap.lut[ids].astype(np.int64)
+    return np.take(remap.lut, ids).astype(np.int64)
 
 
 def filled(want: NDArray[Any], record: Record, remap: Remap) -> NDArray[Any]:
@@ -157,15 +160,15 @@ class Account:
 
     def __init__(self, space: LabelSpace, target: str) -> None:
         self.space = space
-        self.objects_only, self.fills_void = target in OBJECTS_ONLY, target in FILLS_VOID
+        self.objects_only = connector(target).objects_only
+        self.fills_void = MAKERS[target].fills_void
         self.wanted: dict[int, int] = {}
         self.found: dict[int, int] = {}
         self.to_void: dict[str, int] = {}
         self.pixels = 0
 
-    def enter(self, record: Record, remap: Remap) -> None:
-        """Book what a record's mask loses by the class tables."""
-        ids = ids_of(record)
+    def enter(self, ids: NDArray[Any] | None, remap: Remap) -> None:
+        """Book what a mask loses by the class tables."""
         for value, count in counts_of(ids).items() if ids is not None else ():
             self.pixels += count
             lost = remap.lut[value] == self.space.ignore_index
@@ -173,9 +176,9 @@ class Account:
                 name = remap.source.by_id[value].name
                 self.to_void[name] = self.to_void.get(name, 0) + count
 
-    def compare(self, record: Record, got: Record, remap: Remap) -> None:
+    def compare(self, record: Record, ids: NDArray[Any] | None, got: Record, remap: Remap) -> None:
         """Compare what a record must become with what it became, pixel for pixel."""
-        want = expected(record, remap, self.objects_only)
+        want = expected(record, ids, remap, self.objects_only)
         if want is None:
             return
         if self.fills_void and record.instances is not None:
@@ -213,18 +216,18 @@ def refused(words: list[Any], spaces: list[LabelSpace], native: str | None, caps
 def test_pixels_in_are_pixels_out_and_loss(
     source: str,
     target: str,
-    sources: dict[str, Path],
+    source_of: Callable[[str], tuple[Path, Made]],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    out = tmp_path / "out"
-    spaces = {s.name: s for s in connector(source).label_spaces(open_tree(str(sources[source])))}
-    words = ["convert", sources[source], out, "--from", source, "--to", target, "--runner", "local"]
+    out, (root, made) = tmp_path / "out", source_of(source)
+    spaces = {s.name: s for s in connector(source).label_spaces(open_tree(str(root)))}
+    words = ["convert", root, out, "--from", source, "--to", target, "--runner", "local"]
     native = connector(target).native
-    if source in OWN_CLASSES and native and refused(words, [*spaces.values()], native, capsys):
+    if MAKERS[source].own_classes and native and refused(words, [*spaces.values()], native, capsys):
         return
     summary, _ = call(capsys, *words)
-    before, after = read_all(source, sources[source]), read_all(target, out)
+    before, after = read_all(source, root), read_all(target, out)
     assert summary["inputs"] == summary["done"] == len(before) == len(after)
     assert summary["failed"] == 0
     ids = sorted(r.image_id for r in before.values())
@@ -235,8 +238,10 @@ def test_pixels_in_are_pixels_out_and_loss(
     by_id = {r.image_id: r for r in after.values()}
     for record in before.values():
         remap = find_remap(spaces[record.label_space], account.space)
-        account.enter(record, remap)
-        account.compare(record, by_id[record.image_id], remap)
+        put = made.ids[f"{record.split}/{record.image_id}"]
+        mask = put.astype(np.int64) if put.size else None
+        account.enter(mask, remap)
+        account.compare(record, mask, by_id[record.image_id], remap)
     assert account.found == account.wanted
     assert account.wanted, "nothing was compared"
     assert summary["loss"]["pixels"] == account.pixels

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 class TestCocoPanoptic(Conformance):
     connector = COCO_PANOPTIC
+    fills_void = True
     stray_error = BadAnnotation
 
     def make_tree(self, root: Path) -> Made:
