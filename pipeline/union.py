@@ -20,8 +20,9 @@ from heapq import merge
 from operator import itemgetter
 from typing import TYPE_CHECKING, BinaryIO, Final, TypeVar
 
+from pipeline.archives import ArchiveTree
 from pipeline.errors import LayoutError, MissingFile
-from pipeline.files import HEAD, LOG, TAIL, Entry, Tree, is_junk, open_tree, safe_name
+from pipeline.files import ARCHIVE_URL, HEAD, LOG, TAIL, Entry, Tree, is_junk, open_tree, safe_name
 from pipeline.local import LocalTree
 from pipeline.remote import RemoteTree
 
@@ -132,6 +133,8 @@ class UnionTree(Tree):
 
     def sub(self, prefix: str) -> Tree:
         """Return the union of what the parts hold below `prefix`."""
+        if not safe_name(prefix, self.url):
+            return self
         parts = [part.sub(prefix) for part in self.parts if part.isdir(prefix)]
         return _union(parts or [self.parts[0].sub(prefix)])
 
@@ -219,9 +222,9 @@ class FolderTree(Tree):
 
 def _in_its_folder(tree: Tree) -> Tree:
     """Put an archive of bare files into a folder of its name."""
-    kind = getattr(tree, "kind", "")
-    if not kind or getattr(tree, "prefix", None) or any(tree.isdir(name) for name in tree.names()):
+    if not _is_bare(tree):
         return tree
+    kind = getattr(tree, "kind", "")
     stem = posixpath.basename(tree.url)[: -len(kind) - 1]
     return FolderTree(stem, tree)
 
@@ -233,15 +236,29 @@ def _placed(walk: Iterator[Entry], part: Tree) -> Iterator[tuple[str, Entry, str
 
 
 def _union(parts: Sequence[Tree], url: str | None = None) -> Tree:
-    """Return the union of trees; the one tree itself where there is no other."""
-    if len(parts) == 1:
+    """Return the union of trees; the one tree itself where no other is and its URL says it all."""
+    if len(parts) == 1 and not isinstance(parts[0], FolderTree):
         return parts[0]
     if url is None:
-        for part in parts:
-            if SEPARATOR in part.url:
-                raise LayoutError(f"{part.url}: a comma in a source's name; rename it")
-        url = SEPARATOR.join(part.url for part in parts)
+        urls = [_part_url(part) for part in parts]
+        for one in urls:
+            if SEPARATOR in one:
+                raise LayoutError(f"{one}: a comma in a source's name; rename it")
+        url = SEPARATOR.join(urls)
     return UnionTree(url, tuple(parts))
+
+
+def _part_url(part: Tree) -> str:
+    """Return the URL by which `open_source` opens a part of several as it is."""
+    if _is_bare(part):  # by its path alone it would lie in a folder of its name
+        return f"{getattr(part, 'kind', '')}://::{part.url}"
+    return part.url
+
+
+def _is_bare(tree: Tree) -> bool:
+    """Tell whether a tree is a whole archive of files without any folder."""
+    whole = isinstance(tree, ArchiveTree) and not tree.prefix
+    return whole and not any(tree.isdir(name) for name in tree.names())
 
 
 def open_source(url: str) -> Tree:
@@ -260,12 +277,18 @@ def open_source(url: str) -> Tree:
         sources = [source.strip() for source in url.split(SEPARATOR)]
         if len(sources) < 2 or not all(sources):
             raise
-        return _union([_in_its_folder(open_tree(source)) for source in sources])
+        return _union([_open_part(source) for source in sources])
     archives = _archives(tree)
     if not archives:
         return tree
     parts = [open_tree(tree.url_of(name)) for name in archives]
     return _union([_in_its_folder(part) for part in parts], tree.url)
+
+
+def _open_part(source: str) -> Tree:
+    """Open one of several; what is named as a place in an archive is taken as it is."""
+    tree = open_tree(source)
+    return tree if ARCHIVE_URL.fullmatch(source) else _in_its_folder(tree)
 
 
 def _archives(tree: Tree) -> list[str]:
