@@ -117,6 +117,11 @@ class RemoteTree(Tree):
     def __reduce__(self) -> tuple[type[RemoteTree], tuple[str, dict[str, Any]]]:
         return RemoteTree, (self.url, self.options)
 
+    @property
+    def far(self) -> bool:
+        """Each question is a request."""
+        return True
+
     def walk(self, under: str = "", suffixes: tuple[str, ...] | None = None) -> Iterator[Entry]:
         """Yield the files below `under`, sorted; one directory's entries are held at a time."""
         under = safe_name(under, self.url)

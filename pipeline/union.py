@@ -15,7 +15,7 @@ import os
 import posixpath
 import re
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from heapq import merge
 from operator import itemgetter
 from typing import TYPE_CHECKING, BinaryIO, Final, TypeVar
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SEPARATOR: Final = ","
+_MOST_FOLDERS: Final = 10_000
+"""Folders of which a process remembers the parts that have them."""
 _ARCHIVE: Final = re.compile(r"\.(zip|tar|tgz|tbz2|txz|tar\.\w+)$", re.IGNORECASE)
 _BESIDE: Final = re.compile(
     r"(^(readme|licen[cs]e|copying|terms|changelog|citation|(md5|sha\d+)sums?)"
@@ -47,6 +49,17 @@ class UnionTree(Tree):
 
     url: str
     parts: tuple[Tree, ...]
+    _holders: dict[str, tuple[Tree, ...]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __reduce__(self) -> tuple[type[UnionTree], tuple[str, tuple[Tree, ...]]]:
+        return UnionTree, (self.url, self.parts)
+
+    @property
+    def far(self) -> bool:
+        """Whether a question may be a request."""
+        return any(part.far for part in self.parts)
 
     def walk(self, under: str = "", suffixes: tuple[str, ...] | None = None) -> Iterator[Entry]:
         """Yield the files below `under`, sorted; of several with one name the first's."""
@@ -87,15 +100,34 @@ class UnionTree(Tree):
 
     def _ask(self, name: str, ask: Callable[[Tree], T]) -> T:
         """Return the answer of the first part that has a file."""
-        for part in self.parts:
+        parts = self._parts_of(name)
+        for part in parts:
             with suppress(MissingFile):
                 return ask(part)
-        return ask(self._blamed(name))
+        return ask(parts[0])
 
-    def _blamed(self, name: str) -> Tree:
-        """Return the part that a file is missing from: the first that has its directory."""
-        folder = name.rpartition("/")[0]
-        return next((part for part in self.parts if folder and part.isdir(folder)), self.parts[0])
+    def _parts_of(self, name: str) -> tuple[Tree, ...]:
+        """Return the parts that have a file's directory; all of them where none has it.
+
+        Where one part alone has a folder, all below it is that part's: this is asked level by
+        level and remembered, so that a directory of a bucket takes few requests, not one a file.
+        """
+        folders = safe_name(name, self.url).split("/")[:-1]
+        parts, path = self.parts, ""
+        for folder in folders:
+            path = f"{path}/{folder}" if path else folder
+            held = self._holders.get(path)
+            if held is None:
+                held = tuple(part for part in parts if part.isdir(path))
+                if len(self._holders) >= _MOST_FOLDERS:
+                    self._holders.clear()
+                self._holders[path] = held
+            if not held:
+                return parts
+            parts = held
+            if len(parts) == 1:
+                break
+        return parts
 
     def read(self, name: str) -> bytes:
         """Return a file's bytes."""
@@ -124,12 +156,15 @@ class UnionTree(Tree):
     def url_of(self, name: str) -> str:
         """Return the URL that a file has in the first part that holds it.
 
-        Archives answer by their index; a directory of a bucket takes a request for each question.
+        Archives answer by their index. A file takes a request only where its directory lies in
+        several parts, and in buckets.
         """
         if not name:
             return self.url
-        part = next((part for part in self.parts if part.exists(name)), None)
-        return (part or self._blamed(name)).url_of(name)
+        parts = self._parts_of(name)
+        if len(parts) == 1:
+            return parts[0].url_of(name)
+        return next((part for part in parts if part.exists(name)), parts[0]).url_of(name)
 
     def sub(self, prefix: str) -> Tree:
         """Return the union of what the parts hold below `prefix`."""
