@@ -5,6 +5,7 @@ import json
 import pickle
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from importlib.util import find_spec
 from itertools import count
 
@@ -12,6 +13,7 @@ import pytest
 
 from pipeline.errors import LayoutError, MissingFile
 from pipeline.files import open_sink, open_tree, read_url
+from pipeline.objects import RETRIES
 from pipeline.store import Store
 from tests.connectors.trees import bare, contents
 from tests.jobs.calls import call
@@ -44,6 +46,8 @@ def client(request, monkeypatch):
     """Give each of the two ways to an object."""
     if request.param == "obstore" and not find_spec("obstore"):
         pytest.skip("obstore is not installed")
+    quick = {"init_backoff": timedelta(milliseconds=20), "max_backoff": timedelta(seconds=1)}
+    monkeypatch.setitem(RETRIES, "backoff", quick | {"base": 2})
     if request.param == "s3fs":
         monkeypatch.setattr("pipeline.remote.Objects.of", lambda *_: None)
     return request.param
@@ -178,6 +182,35 @@ class TestFaults:
         assert tree.entry("d/3").size == 1
         open_sink(bucket).remove("d/3")
         assert not tree.exists("d/3")
+
+
+@pytest.mark.skipif(not find_spec("obstore"), reason="obstore is not installed")
+class TestFallback:
+    @pytest.fixture(autouse=True)
+    def quick(self, monkeypatch):
+        monkeypatch.setitem(RETRIES, "max_retries", 1)
+        backoff = dict.fromkeys(("init_backoff", "max_backoff"), timedelta(milliseconds=1))
+        monkeypatch.setitem(RETRIES, "backoff", backoff | {"base": 2})
+
+    def test_a_spell_of_errors_is_that_request_s_alone_and_told_once(self, s3, bucket, caplog):
+        sink = open_sink(bucket)
+        for name in "abc":
+            s3.reset(Fault(f"PUT .*/{name}", 503, most=3))
+            sink.write(name, b"data")
+            assert s3.state().faults[0].hits == 3
+        assert sink._remote._objects.used
+        assert caplog.text.count("s3fs takes over requests that fail") == 1
+        assert [open_tree(bucket).read(name) for name in "abc"] == [b"data"] * 3
+
+    @pytest.mark.parametrize(("works_before", "used"), [(False, False), (True, True)])
+    def test_a_first_answer_that_refuses_switches_it_off(self, s3, bucket, works_before, used):
+        sink = open_sink(bucket)
+        if works_before:
+            sink.write("x", b"1")
+        s3.reset(Fault("PUT .*/a", 403, most=1))
+        sink.write("a", b"data")
+        assert sink._remote._objects.used is used
+        assert open_tree(bucket).read("a") == b"data"
 
 
 class TestArchives:
