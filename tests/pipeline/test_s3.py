@@ -7,13 +7,13 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from importlib.util import find_spec
-from itertools import count
+from itertools import count, islice
 
 import pytest
 
 from pipeline.errors import LayoutError, MissingFile
 from pipeline.files import open_sink, open_tree, read_url
-from pipeline.objects import RETRIES
+from pipeline.objects import RETRIES, Objects
 from pipeline.store import Store
 from tests.connectors.trees import bare, contents
 from tests.jobs.calls import call
@@ -94,6 +94,57 @@ class TestObjects:
         assert [e.name for e in entries] == names
         assert all(e.size == 1 and e.fingerprint for e in entries)
         assert s3.count("GET .*list-type=2.*d%2F") == 3
+
+    def test_a_tree_of_folders_is_one_listing(self, s3, bucket):
+        pytest.importorskip("obstore")
+        names = [*sorted(f"d/{i % 7}/{i:03}.jpg" for i in range(40)), "d2/x.jpg"]
+        upload(bucket, dict.fromkeys(names, b"x"))
+        tree = open_tree(bucket)
+        s3.reset(Fault("GET .*list-type=2.*continuation", 503, every=2))
+        assert [e.name for e in tree.walk("d")] == names[:-1]
+        assert s3.count("GET .*list-type=2") - s3.state().faults[0].hits == 4
+        assert [e.name for e in tree.walk()] == names
+
+    def test_both_ways_list_alike(self, s3, bucket, monkeypatch):
+        import boto3
+
+        pytest.importorskip("obstore")
+        keys = ["a", "a.jpg", "a/", "a/b", "a-/c", "e/", "e.f/", "empty", "m/", "m/n/", "m/n/o.png",
+                "m/zero.txt", ".h/x", "été/ü#?&%20.png", "z/.y", "m.jpg"]  # fmt: skip
+        put = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{s3.upstream}").put_object
+        for key in keys:
+            empty = key.endswith("/") or key in ("empty", "m/zero.txt")
+            put(Bucket=bucket[5:], Key=key, Body=b"" if empty else b"data")
+        by_keys = list(open_tree(bucket).walk())
+        assert {"a", "a/b", "empty", "m/zero.txt"} < {e.name for e in by_keys}
+        below = {under: list(open_tree(bucket).walk(under)) for under in ("a", "e", "m")}
+        monkeypatch.setattr("pipeline.remote.Objects.of", lambda *_: None)
+        assert by_keys == list(open_tree(bucket).walk())
+        assert below == {under: list(open_tree(bucket).walk(under)) for under in below}
+        assert [open_tree(bucket).entry(e.name) for e in by_keys] == by_keys
+
+    def test_a_listing_that_stops_goes_on_by_directories(self, s3, bucket, monkeypatch, caplog):
+        pytest.importorskip("obstore")
+        names = [f"d/{i:03}.jpg" for i in range(25)]
+        upload(bucket, dict.fromkeys(names, b"x"))
+        pages = Objects.pages
+
+        def breaks_off(self, path, after):
+            yield from islice(pages(self, path, after), 1)
+            raise type("InvalidPathError", (Exception,), {})("empty segment")
+
+        monkeypatch.setattr("pipeline.objects._PAGE", 10)
+        monkeypatch.setattr(Objects, "pages", breaks_off)
+        assert [e.name for e in open_tree(bucket).walk()] == names
+        assert "directory by directory" in caplog.text
+
+    def test_keys_out_of_order_are_refused_not_lost(self, s3, bucket, monkeypatch):
+        pytest.importorskip("obstore")
+        upload(bucket, dict.fromkeys(["a.jpg", "b.jpg"], b"x"))
+        pages = Objects.pages
+        monkeypatch.setattr(Objects, "pages", lambda *a: (page[::-1] for page in pages(*a)))
+        with pytest.raises(LayoutError, match="out of order"):
+            list(open_tree(bucket).walk())
 
     def test_names_of_all_kinds_come_back(self, s3, bucket, client):
         files = {"a b+c.jpg": b"1", "été/ü#?&%20.png": b"2", "q=1/x": b"3", "empty": b""}
