@@ -147,9 +147,8 @@ class RemoteTree(Tree):
                     last = prefix + key
                     if not is_junk(key) and (suffixes is None or key.lower().endswith(suffixes)):
                         yield Entry(last, size, fingerprint)
-                return
-            except FileNotFoundError:
-                raise LayoutError(f"{self.url_of(under)}: no such directory") from None
+                if last:
+                    return
             except NotByKeys as error:
                 LOG.warning("%s: listed directory by directory, slower: %s", self.url, error)
         for entry in self._walk(under, suffixes):
@@ -305,15 +304,13 @@ def listed_by_keys(fs: Any, objects: Objects, path: str) -> Iterator[tuple[str, 
     """Yield (name below `path`, bytes, fingerprint) of a bucket's objects, sorted, no markers.
 
     Raises:
-        FileNotFoundError: there is no such directory.
         NotByKeys: obstore cannot list it: a key with `//` or `..`, no permission, or no answer for
             some minutes. What follows the last name is still to come.
         LayoutError: its keys do not ascend.
     """
     skip = len(path) - path.find("/") if "/" in path else 0
-    last, found, held = "", False, None
+    last, held = "", None
     for key, size, tag, changed in _keys(objects, path):
-        found = True
         name = key[skip:]
         if held is not None and not name.startswith(held[0] + "/"):
             yield from _unless_marker(fs, f"{path}/{held[0]}", held)
@@ -333,8 +330,6 @@ def listed_by_keys(fs: Any, objects: Objects, path: str) -> Iterator[tuple[str, 
             held = entry
     if held is not None:
         yield from _unless_marker(fs, f"{path}/{held[0]}", held)
-    if not found and not fs.isdir(path):
-        raise FileNotFoundError(path)
 
 
 def _unless_marker(
