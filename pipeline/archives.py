@@ -1,7 +1,8 @@
 """Zip and tar archives as trees: an index of members, each read by its offset, no link followed.
 
-A member is one positioned read, so threads share an archive without a lock. The index takes some
-150 bytes a member; it is kept once for each process and never pickled with the tree.
+A member is one positioned read, so threads share an archive without a lock. The index takes a
+member's name and 42 bytes, twice that while it is made; it is kept once for each process and never
+pickled with the tree.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ from bisect import bisect_left
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
-
-import numpy as np
 
 from pipeline.ahead import held_files
 from pipeline.archive_index import ENCRYPTED, tar_members, zip_members
@@ -36,9 +35,7 @@ from pipeline.files import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from numpy.typing import NDArray
-
-    from pipeline.archive_index import Member
+    from pipeline.archive_index import Index
 
 _STORED, _DEFLATED, _BZIP2 = 0, 8, 12
 _LOCAL_HEADER: Final = 30
@@ -91,7 +88,7 @@ class ArchiveTree(Tree):
                 suffixes is not None and not name.lower().endswith(suffixes)
             ):
                 continue
-            yield Entry(name[skip:], int(index.table[row, 2]), index.fingerprint(row))
+            yield Entry(name[skip:], index.size(row), index.fingerprint(row))
 
     def names(self, under: str = "") -> list[str]:
         """Return the names of the direct children of `under`, sorted."""
@@ -137,7 +134,7 @@ class ArchiveTree(Tree):
         """Return one member's entry."""
         index = self._index()
         row = self._row(index, name)
-        return Entry(name, int(index.table[row, 2]), index.fingerprint(row))
+        return Entry(name, index.size(row), index.fingerprint(row))
 
     def url_of(self, name: str) -> str:
         """Return `zip://member::archive`."""
@@ -220,24 +217,16 @@ class _Blob:
 
 
 class _Archive:
-    """One archive's sorted index: `names` and, row by row, `table` (int64 [N, 5], `Member`)."""
+    """One archive's bytes and sorted index."""
 
-    def __init__(self, blob: _Blob, kind: str, members: dict[str, Member]) -> None:
+    def __init__(self, blob: _Blob, kind: str, index: Index) -> None:
         self.blob, self.kind = blob, kind
-        self.names = sorted(members)
-        self.table: NDArray[np.int64] = np.empty((len(members), 5), np.int64)
-        for row, name in enumerate(self.names):
-            self.table[row] = members[name]
-
-    def find(self, name: str) -> int | None:
-        """Return the row of a member; None when it is absent."""
-        row = bisect_left(self.names, name)
-        return row if row < len(self.names) and self.names[row] == name else None
-
-    def member(self, row: int) -> Member:
-        """Return a member's place and size."""
-        offset, stored, size, stamp, method = self.table[row].tolist()
-        return offset, stored, size, stamp, method
+        self.names, self.find, self.member, self.size = (
+            index.names,
+            index.find,
+            index.member,
+            index.size,
+        )
 
     def span(self, directory: str) -> tuple[int, int]:
         """Return the rows, from and to, that lie below a directory."""

@@ -5,11 +5,13 @@ import logging
 import os
 import stat
 import tarfile
+import tracemalloc
 import zipfile
 
 import fsspec
 import pytest
 
+from pipeline.archive_index import zip_members
 from pipeline.errors import InputError, LayoutError, MissingFile, UnsafePath
 from pipeline.files import open_tree, read_url
 from tests.pipeline.sources import tar_bytes, zip_bytes
@@ -112,6 +114,56 @@ def test_a_replaced_archive_is_read_anew(tmp_path):
     os.replace(tmp_path / "y", path)
     assert tree.read("a") == b"newer"
     assert tree.entry("a").fingerprint != before
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("kind", ["zip", "tar", "pax tar"])
+def test_members_in_any_order_are_sorted_and_of_two_the_later_counts(tmp_path, kind):
+    names = ["z", "a/b", "é.jpg", "a.b", "𝄞", "a/b", "\uffff", "a-b", "z", "m" * 300]
+    files = [(name, str(place).encode()) for place, name in enumerate(names)]
+    path = tmp_path / f"x.{kind[-3:]}"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in files:
+                archive.writestr(name, data)
+    else:
+        form = tarfile.PAX_FORMAT if kind == "pax tar" else tarfile.GNU_FORMAT
+        with tarfile.open(path, "w", format=form) as tar:
+            for name, data in files:
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    tree = open_tree(str(path))
+    expected = dict(files)
+    assert [e.name for e in tree.walk()] == sorted(expected)
+    assert {name: tree.read(name) for name in expected} == expected
+    assert tree.names() == sorted({name.split("/")[0] for name in names})
+
+
+def test_a_zip64_is_read_wherever_its_numbers_lie(tmp_path, monkeypatch):
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 50)
+    monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 1)
+    files = {f"{i}.bin": bytes([i]) * 99 for i in range(9, 0, -1)}
+    data = zip_bytes(files, zipfile.ZIP_STORED)
+    assert b"PK\6\6" in data
+    (tmp_path / "x.zip").write_bytes(b"a program in front" + data)
+    tree = open_tree(str(tmp_path / "x.zip"))
+    assert {e.name: tree.read(e.name) for e in tree.walk()} == files
+
+
+def test_the_index_takes_a_name_and_some_bytes_a_member(tmp_path):
+    count = 5_000
+    files = {f"{'d' * 60}/{i * 7919 % count:05}": b"" for i in range(count)}
+    (tmp_path / "x.zip").write_bytes(zip_bytes(files))
+    index = open_tree(str(tmp_path / "x.zip"))._index()
+    tracemalloc.start()
+    with open(tmp_path / "x.zip", "rb") as file:
+        index = zip_members(file, "x.zip")
+        kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert index.names[17].endswith("/00017")
+    assert kept < 150 * count
+    assert peak < 300 * count
 
 
 def test_an_archive_that_is_gone_is_the_image_s_failure(tmp_path):
