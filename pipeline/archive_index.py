@@ -39,7 +39,7 @@ class Names:
     """Sorted names by row: their UTF-8 in one buffer, `ends` int64 [N + 1], first 0."""
 
     def __init__(self, text: Any, ends: NDArray[np.int64]) -> None:
-        self._text, self._ends = memoryview(text), memoryview(ends)  # its items are ints at once
+        self._text, self._ends = memoryview(text), ends.data  # its items are ints at once
 
     def __len__(self) -> int:
         return len(self._ends) - 1

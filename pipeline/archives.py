@@ -10,13 +10,15 @@ from __future__ import annotations
 import bz2
 import io
 import os
+import tempfile
 import threading
 import zlib
 from bisect import bisect_left
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 
+from pipeline import ranges
 from pipeline.ahead import held_files
 from pipeline.archive_index import ENCRYPTED, tar_members, zip_members
 from pipeline.errors import InputError, LayoutError, MissingFile, UnsafePath
@@ -33,7 +35,7 @@ from pipeline.files import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from pipeline.archive_index import Index
 
@@ -42,6 +44,10 @@ _LOCAL_HEADER: Final = 30
 _NAME_ROOM: Final = 1024
 """Bytes read beside a member for its local name and extra field, to save a second read."""
 _MOST_OPEN: Final = 32
+_MOST_INFLATED: Final = 8
+_AT_ONCE: Final = 4 << 20
+WHOLE: Final = 64 << 20
+"""Bytes of the biggest member that `open` holds in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +112,17 @@ class ArchiveTree(Tree):
         return index.blob.once(url, lambda: index.read(row, url))
 
     def open(self, name: str) -> BinaryIO:
-        """Return a member open for reading and seeking; a compressed one is inflated whole."""
-        return io.BytesIO(self.read(name))
+        """Return a member open for reading and seeking.
+
+        Of one above 64 MB no more is held than what is read: a stored one is read in its place,
+        without a check of its CRC; a compressed one is inflated once a process, into a temporary
+        file without a name.
+        """
+        index = self._index()
+        row = self._row(index, name)
+        if index.size(row) <= WHOLE:
+            return io.BytesIO(self.read(name))
+        return index.open(row, self.url_of(name))
 
     def header_bytes(self, name: str, head: int = HEAD, tail: int = TAIL) -> tuple[bytes, bytes]:
         """Return the first and the last bytes; (all of it, b"") for a compressed member."""
@@ -169,11 +184,13 @@ class _Blob:
 
     def __init__(self, path: str, options: dict[str, Any]) -> None:
         self.far = "://" in path
+        self._local: ranges.Read
         if not self.far:
             try:
                 self.file: BinaryIO = open(path, "rb")  # noqa: SIM115 - as long as the index lives
             except OSError as error:
                 raise LayoutError(f"{path}: {error.strerror or error}") from None
+            self._local = ranges.of_file(self.file)
             return
         from pipeline.remote import RemoteTree
 
@@ -207,13 +224,7 @@ class _Blob:
                     f"{self._tree.url}: its server ignores ranges; download the archive"
                 )
             return part
-        data = os.pread(self.file.fileno(), length, offset)
-        while len(data) < length:  # Linux reads at most 2 GiB at once
-            more = os.pread(self.file.fileno(), length - len(data), offset + len(data))
-            if not more:
-                break
-            data += more
-        return data
+        return self._local(offset, length)
 
 
 class _Archive:
@@ -227,6 +238,8 @@ class _Archive:
             index.member,
             index.size,
         )
+        self._inflated: OrderedDict[int, BinaryIO] = OrderedDict()
+        self._inflating = threading.Lock()
 
     def span(self, directory: str) -> tuple[int, int]:
         """Return the rows, from and to, that lie below a directory."""
@@ -265,6 +278,27 @@ class _Archive:
         except OSError as error:
             raise unreadable(url, error) from None
 
+    def open(self, row: int, url: str) -> BinaryIO:
+        """Return a member open for reading and seeking, not held in memory."""
+        offset, stored, size, crc, method = self.member(row)
+        if self.kind == "zip":
+            if method == ENCRYPTED:
+                raise _encrypted(url)
+            offset += _local_header(self.blob.read(offset, _LOCAL_HEADER), url)
+        if method == _STORED:
+            if len(self.blob.read(offset + size - 1, 1)) != 1:
+                raise _damaged(url, "the archive ends inside this member")
+            return ranges.opened(self.blob.read, offset, size, far=self.blob.far)
+        with self._inflating:
+            file = self._inflated.get(row)
+            if file is None:
+                parts = ranges.parts(self.blob.read, offset, stored)
+                file = _inflate_to_file(parts, method, size, crc, url)
+                self._inflated[row] = file
+                while len(self._inflated) > _MOST_INFLATED:
+                    self._inflated.popitem(last=False)
+        return ranges.opened(ranges.of_file(file), 0, size, far=False)
+
     def _read_tar(self, row: int, url: str) -> bytes:
         offset, _, size, _, _ = self.member(row)
         data = self.blob.read(offset, size)
@@ -275,18 +309,74 @@ class _Archive:
     def _read_zip(self, row: int, url: str) -> bytes:
         offset, stored, size, crc, method = self.member(row)
         if method == ENCRYPTED:
-            raise InputError(url, "the member is encrypted", "rebuild the archive unencrypted")
+            raise _encrypted(url)
         data = self.blob.read(offset, _LOCAL_HEADER + _NAME_ROOM + stored)
-        if data[:4] != b"PK\3\4":
-            raise _damaged(url, "no member starts where the index says")
-        start = _LOCAL_HEADER + int.from_bytes(data[26:28], "little")
-        start += int.from_bytes(data[28:30], "little")
+        start = _local_header(data, url)
         if len(data) < start + stored:
             data += self.blob.read(offset + len(data), start + stored - len(data))
         content = _inflate(data[start : start + stored], method, size, url)
         if len(content) != size or zlib.crc32(content) != crc:
             raise _damaged(url, "the member's checksum does not match")
         return content
+
+
+def _local_header(data: bytes, url: str) -> int:
+    """Return the length of a member's local header, with its name and extra field."""
+    if data[:4] != b"PK\3\4" or len(data) < _LOCAL_HEADER:
+        raise _damaged(url, "no member starts where the index says")
+    lengths = (int.from_bytes(data[at : at + 2], "little") for at in (26, 28))
+    return _LOCAL_HEADER + sum(lengths)
+
+
+def _inflate_to_file(
+    parts: Iterable[bytes], method: int, size: int, crc: int, url: str
+) -> BinaryIO:
+    """Return a temporary file with a member's content, its CRC checked."""
+    if method not in (_DEFLATED, _BZIP2):
+        raise _unknown(url, method)
+    file = cast("BinaryIO", tempfile.TemporaryFile(prefix="segmill-"))  # noqa: SIM115 - is kept
+    found = done = 0
+    try:
+        for content in _contents(parts, method):
+            found, done = zlib.crc32(content, found), done + len(content)
+            if done > size:
+                break
+            file.write(content)
+    except (zlib.error, EOFError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # no room for the file
+            raise
+        raise _damaged(url, f"the member does not inflate ({error})") from None
+    if done != size or found != crc:
+        raise _damaged(url, "the member's checksum does not match")
+    file.flush()
+    return file
+
+
+def _contents(parts: Iterable[bytes], method: int) -> Iterator[bytes]:
+    """Yield what parts inflate to, some megabytes at a time, however well they are compressed."""
+    if method == _BZIP2:
+        unzip = bz2.BZ2Decompressor()
+        for part in parts:
+            yield unzip.decompress(part, _AT_ONCE)
+            while not unzip.needs_input and not unzip.eof:
+                yield unzip.decompress(b"", _AT_ONCE)
+        return
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    for part in parts:
+        yield inflate.decompress(part, _AT_ONCE)
+        while inflate.unconsumed_tail:
+            yield inflate.decompress(inflate.unconsumed_tail, _AT_ONCE)
+    yield inflate.flush()
+
+
+def _encrypted(url: str) -> InputError:
+    return InputError(url, "the member is encrypted", "rebuild the archive unencrypted")
+
+
+def _unknown(url: str, method: int) -> InputError:
+    return InputError(
+        url, f"compression method {method} is unknown here", "rebuild the archive with deflate"
+    )
 
 
 def _inflate(data: bytes, method: int, size: int, url: str) -> bytes:
@@ -300,9 +390,7 @@ def _inflate(data: bytes, method: int, size: int, url: str) -> bytes:
             return bz2.BZ2Decompressor().decompress(data, size + 1)
     except (zlib.error, OSError) as error:
         raise _damaged(url, f"the member does not inflate ({error})") from None
-    raise InputError(
-        url, f"compression method {method} is unknown here", "rebuild the archive with deflate"
-    )
+    raise _unknown(url, method)
 
 
 def _damaged(url: str, cause: str) -> InputError:
