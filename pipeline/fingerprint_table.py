@@ -40,9 +40,14 @@ class FingerprintTable:
         The first question after `add` sorts the table: add all first.
         """
         if self._order is None:
-            hashes = np.frombuffer(self._hashes, np.uint64)
-            order = np.argsort(hashes, kind="stable")
-            self._order = hashes[order], np.frombuffer(self._starts, np.uint64)[order]
+            columns = (
+                np.frombuffer(self._hashes, np.uint64),
+                np.frombuffer(self._starts, np.uint64),
+            )
+            order = np.argsort(columns[0], kind="stable")
+            for column in columns:
+                column[:] = column[order]
+            self._order = columns
         hashes, starts = self._order
         wanted = np.uint64(hash(name) & _WORD)
         row = int(np.searchsorted(hashes, wanted))
