@@ -1,4 +1,4 @@
-"""The fingerprints of a folder's files by name, in some 30 bytes a file."""
+"""The fingerprints of a folder's files by name, in some 40 bytes a file."""
 
 from __future__ import annotations
 
