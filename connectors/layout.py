@@ -8,7 +8,8 @@ import re
 from typing import TYPE_CHECKING, Final, cast
 
 from pipeline.errors import InputError, LayoutError
-from pipeline.remote import RemoteTree
+from pipeline.files import is_junk, safe_name
+from pipeline.fingerprint_table import FingerprintTable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -58,18 +59,21 @@ def digest(format: str, version: int, *parts: str) -> str:
 
 
 class Fingerprints:
-    """The fingerprints of one folder's files, cheapest when asked for in ascending order.
+    """The fingerprints of one folder's files.
 
     Files are inspected one by one, only those that are needed. In a bucket each would be a request,
-    so there the folder is listed once, in step with the questions.
+    so there the folder is listed once: in step with the questions as long as their names ascend,
+    to its end when one goes back.
     """
 
     def __init__(self, tree: Tree, folder: str) -> None:
-        self._tree, self._last = tree, ""
+        self._tree, self._folder = tree, folder.rstrip("/")
         self._walk: Iterator[Entry] | None = None
-        if isinstance(tree, RemoteTree):
-            self._walk = tree.walk(folder) if tree.isdir(folder) else iter(())
-        self._ahead: Entry | None = None
+        if tree.far:
+            self._walk = tree.walk(self._folder) if tree.isdir(self._folder) else iter(())
+        self._passed = FingerprintTable()
+        self._before = ""
+        self._at: Entry | None = None
 
     def of(self, name: str) -> str:
         """Return a file's fingerprint, `MISSING` when it is not there or its name is unsafe."""
@@ -77,18 +81,40 @@ class Fingerprints:
 
     def find(self, name: str) -> str | None:
         """Return a file's fingerprint, None when it is not there."""
-        if self._walk is None or name < self._last:
+        if self._walk is None or not self._is_listed(name):
             try:
                 return self._tree.entry(name).fingerprint
             except InputError:
                 return None
-        self._last = name
-        while self._ahead is None or self._ahead.name < name:
-            self._ahead = next(self._walk, None)
-            if self._ahead is None:
-                self._walk = iter(())
-                return None
-        return (self._ahead.fingerprint or None) if self._ahead.name == name else None
+        while (self._at is None or self._at.name < name) and self._step():
+            pass
+        if self._at is not None and self._at.name == name:
+            return self._at.fingerprint or None
+        if name > self._before:  # between the last two that were listed
+            return None
+        while self._step():
+            pass
+        return self._passed.find(name) or None
+
+    def _is_listed(self, name: str) -> bool:
+        """Tell whether the walk gives a file by this very name, if it is there."""
+        if self._folder and not name.startswith(self._folder + "/"):
+            return False
+        try:
+            return safe_name(name, self._tree.url) == name and not is_junk(name)
+        except InputError:
+            return False
+
+    def _step(self) -> bool:
+        """Go one file on; tell whether there was one."""
+        entry = next(self._walk or iter(()), None)
+        if entry is None:
+            return False
+        if self._at is not None:
+            self._before = self._at.name
+        self._passed.add(entry.name, entry.fingerprint)
+        self._at = entry
+        return True
 
 
 def read_list(tree: Tree, name: str) -> list[str]:

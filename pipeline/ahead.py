@@ -16,20 +16,24 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from math import ceil
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from pipeline.files import ARCHIVE_URL, local_path
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from concurrent.futures import Future
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 IN_FLIGHT: Final = 64
-"""Samples that one process works on at once; also the connections that it keeps open."""
-
+"""Most samples that one process works on at once; also the connections that it keeps open."""
+_IN_FLIGHT_ON_NODE: Final = 256
+_LEAST_IN_FLIGHT: Final = 4
+_CPUS: Final = "SEGMILL_ACTOR_CPUS"
+_ACTORS: Final = "SEGMILL_ACTORS"
 
 _PATIENCE: Final = 0.5
 """Seconds that a thread waits for a permit before it goes on without one."""
@@ -64,7 +68,7 @@ class Ahead:
     _warm: bool = False
 
     def map(self, function: Callable[[T], R], items: Iterable[T], *, far: bool) -> Iterator[R]:
-        """Yield the results in order; with `far`, up to `IN_FLIGHT` items are worked on at once.
+        """Yield the results in order; with `far`, many items are worked on at once.
 
         At most that many results wait to be taken. `function` may run in any thread; the worker's
         first item runs alone, so that what all need (an index, a connection) is fetched once.
@@ -81,11 +85,11 @@ class Ahead:
                 yield function(item)
                 self._warm = True
                 break
-        pool, permits = _pool(os.getpid())
+        pool, permits, most = _pool(os.getpid())
         window: deque[Future[R]] = deque()
         try:
             for item in feed:
-                if len(window) == IN_FLIGHT:
+                if len(window) == most:
                     yield window.popleft().result()
                 window.append(pool.submit(_with_permit, permits, function, item))
             while window:
@@ -95,11 +99,31 @@ class Ahead:
                 future.cancel()
 
 
+def actor_env(cpus: float, actors: int | None) -> dict[str, str]:
+    """Return the environment of a job's actors: the CPUs of each, and how many there may be."""
+    return {_CPUS: f"{cpus:g}", _ACTORS: str(actors or "")}
+
+
+def share(environment: Mapping[str, str], cores: int) -> tuple[int, int]:
+    """Return this process's permits to compute and its samples in flight, on so many cores.
+
+    >>> share({}, 32), share(actor_env(1, None), 32), share(actor_env(4, 2), 32)
+    ((32, 64), (1, 8), (4, 64))
+    """
+    cpus = float(environment.get(_CPUS) or 0)
+    if not cpus:
+        return cores, IN_FLIGHT
+    on_node = max(1, min(int(cores / cpus), int(environment.get(_ACTORS) or 1 << 30)))
+    in_flight = min(IN_FLIGHT, max(_LEAST_IN_FLIGHT, _IN_FLIGHT_ON_NODE // on_node))
+    return min(cores, ceil(cpus)), in_flight
+
+
 @cache
-def _pool(process: int) -> tuple[ThreadPoolExecutor, threading.Semaphore]:
-    """Return this process's threads, shared by its workers, and its permits to compute."""
+def _pool(process: int) -> tuple[ThreadPoolExecutor, threading.Semaphore, int]:
+    """Return the threads that this process's workers share, the permits, the threads' number."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return ThreadPoolExecutor(IN_FLIGHT, "segmill-ahead"), threading.Semaphore(cores or 1)
+    permits, most = share(os.environ, cores or 1)
+    return ThreadPoolExecutor(most, "segmill-ahead"), threading.Semaphore(permits), most
 
 
 def _with_permit(permits: threading.Semaphore, function: Callable[[T], R], item: T) -> R:

@@ -1,7 +1,8 @@
 """Zip and tar archives as trees: an index of members, each read by its offset, no link followed.
 
-A member is one positioned read, so threads share an archive without a lock. The index takes some
-150 bytes a member; it is kept once for each process and never pickled with the tree.
+A member is one positioned read, so threads share an archive without a lock. The index takes a
+member's name and 42 bytes, twice that while it is made; it is kept once for each process and never
+pickled with the tree.
 """
 
 from __future__ import annotations
@@ -9,15 +10,15 @@ from __future__ import annotations
 import bz2
 import io
 import os
+import tempfile
 import threading
 import zlib
 from bisect import bisect_left
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 
-import numpy as np
-
+from pipeline import ranges
 from pipeline.ahead import held_files
 from pipeline.archive_index import ENCRYPTED, tar_members, zip_members
 from pipeline.errors import InputError, LayoutError, MissingFile, UnsafePath
@@ -34,17 +35,19 @@ from pipeline.files import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
-    from numpy.typing import NDArray
-
-    from pipeline.archive_index import Member
+    from pipeline.archive_index import Index
 
 _STORED, _DEFLATED, _BZIP2 = 0, 8, 12
 _LOCAL_HEADER: Final = 30
 _NAME_ROOM: Final = 1024
 """Bytes read beside a member for its local name and extra field, to save a second read."""
 _MOST_OPEN: Final = 32
+_MOST_INFLATED: Final = 8
+_AT_ONCE: Final = 4 << 20
+WHOLE: Final = 64 << 20
+"""Bytes of the biggest member that `open` holds in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,7 @@ class ArchiveTree(Tree):
                 suffixes is not None and not name.lower().endswith(suffixes)
             ):
                 continue
-            yield Entry(name[skip:], int(index.table[row, 2]), index.fingerprint(row))
+            yield Entry(name[skip:], index.size(row), index.fingerprint(row))
 
     def names(self, under: str = "") -> list[str]:
         """Return the names of the direct children of `under`, sorted."""
@@ -109,8 +112,17 @@ class ArchiveTree(Tree):
         return index.blob.once(url, lambda: index.read(row, url))
 
     def open(self, name: str) -> BinaryIO:
-        """Return a member open for reading and seeking; a compressed one is inflated whole."""
-        return io.BytesIO(self.read(name))
+        """Return a member open for reading and seeking.
+
+        Of one above 64 MB no more is held than what is read: a stored one is read in its place,
+        without a check of its CRC; a compressed one is inflated once a process, into a temporary
+        file without a name.
+        """
+        index = self._index()
+        row = self._row(index, name)
+        if index.size(row) <= WHOLE:
+            return io.BytesIO(self.read(name))
+        return index.open(row, self.url_of(name))
 
     def header_bytes(self, name: str, head: int = HEAD, tail: int = TAIL) -> tuple[bytes, bytes]:
         """Return the first and the last bytes; (all of it, b"") for a compressed member."""
@@ -137,7 +149,7 @@ class ArchiveTree(Tree):
         """Return one member's entry."""
         index = self._index()
         row = self._row(index, name)
-        return Entry(name, int(index.table[row, 2]), index.fingerprint(row))
+        return Entry(name, index.size(row), index.fingerprint(row))
 
     def url_of(self, name: str) -> str:
         """Return `zip://member::archive`."""
@@ -172,11 +184,13 @@ class _Blob:
 
     def __init__(self, path: str, options: dict[str, Any]) -> None:
         self.far = "://" in path
+        self._local: ranges.Read
         if not self.far:
             try:
                 self.file: BinaryIO = open(path, "rb")  # noqa: SIM115 - as long as the index lives
             except OSError as error:
                 raise LayoutError(f"{path}: {error.strerror or error}") from None
+            self._local = ranges.of_file(self.file)
             return
         from pipeline.remote import RemoteTree
 
@@ -210,34 +224,22 @@ class _Blob:
                     f"{self._tree.url}: its server ignores ranges; download the archive"
                 )
             return part
-        data = os.pread(self.file.fileno(), length, offset)
-        while len(data) < length:  # Linux reads at most 2 GiB at once
-            more = os.pread(self.file.fileno(), length - len(data), offset + len(data))
-            if not more:
-                break
-            data += more
-        return data
+        return self._local(offset, length)
 
 
 class _Archive:
-    """One archive's sorted index: `names` and, row by row, `table` (int64 [N, 5], `Member`)."""
+    """One archive's bytes and sorted index."""
 
-    def __init__(self, blob: _Blob, kind: str, members: dict[str, Member]) -> None:
+    def __init__(self, blob: _Blob, kind: str, index: Index) -> None:
         self.blob, self.kind = blob, kind
-        self.names = sorted(members)
-        self.table: NDArray[np.int64] = np.empty((len(members), 5), np.int64)
-        for row, name in enumerate(self.names):
-            self.table[row] = members[name]
-
-    def find(self, name: str) -> int | None:
-        """Return the row of a member; None when it is absent."""
-        row = bisect_left(self.names, name)
-        return row if row < len(self.names) and self.names[row] == name else None
-
-    def member(self, row: int) -> Member:
-        """Return a member's place and size."""
-        offset, stored, size, stamp, method = self.table[row].tolist()
-        return offset, stored, size, stamp, method
+        self.names, self.find, self.member, self.size = (
+            index.names,
+            index.find,
+            index.member,
+            index.size,
+        )
+        self._inflated: OrderedDict[int, BinaryIO] = OrderedDict()
+        self._inflating = threading.Lock()
 
     def span(self, directory: str) -> tuple[int, int]:
         """Return the rows, from and to, that lie below a directory."""
@@ -276,6 +278,27 @@ class _Archive:
         except OSError as error:
             raise unreadable(url, error) from None
 
+    def open(self, row: int, url: str) -> BinaryIO:
+        """Return a member open for reading and seeking, not held in memory."""
+        offset, stored, size, crc, method = self.member(row)
+        if self.kind == "zip":
+            if method == ENCRYPTED:
+                raise _encrypted(url)
+            offset += _local_header(self.blob.read(offset, _LOCAL_HEADER), url)
+        if method == _STORED:
+            if len(self.blob.read(offset + size - 1, 1)) != 1:
+                raise _damaged(url, "the archive ends inside this member")
+            return ranges.opened(self.blob.read, offset, size, far=self.blob.far)
+        with self._inflating:
+            file = self._inflated.get(row)
+            if file is None:
+                parts = ranges.parts(self.blob.read, offset, stored)
+                file = _inflate_to_file(parts, method, size, crc, url)
+                self._inflated[row] = file
+                while len(self._inflated) > _MOST_INFLATED:
+                    self._inflated.popitem(last=False)
+        return ranges.opened(ranges.of_file(file), 0, size, far=False)
+
     def _read_tar(self, row: int, url: str) -> bytes:
         offset, _, size, _, _ = self.member(row)
         data = self.blob.read(offset, size)
@@ -286,18 +309,74 @@ class _Archive:
     def _read_zip(self, row: int, url: str) -> bytes:
         offset, stored, size, crc, method = self.member(row)
         if method == ENCRYPTED:
-            raise InputError(url, "the member is encrypted", "rebuild the archive unencrypted")
+            raise _encrypted(url)
         data = self.blob.read(offset, _LOCAL_HEADER + _NAME_ROOM + stored)
-        if data[:4] != b"PK\3\4":
-            raise _damaged(url, "no member starts where the index says")
-        start = _LOCAL_HEADER + int.from_bytes(data[26:28], "little")
-        start += int.from_bytes(data[28:30], "little")
+        start = _local_header(data, url)
         if len(data) < start + stored:
             data += self.blob.read(offset + len(data), start + stored - len(data))
         content = _inflate(data[start : start + stored], method, size, url)
         if len(content) != size or zlib.crc32(content) != crc:
             raise _damaged(url, "the member's checksum does not match")
         return content
+
+
+def _local_header(data: bytes, url: str) -> int:
+    """Return the length of a member's local header, with its name and extra field."""
+    if data[:4] != b"PK\3\4" or len(data) < _LOCAL_HEADER:
+        raise _damaged(url, "no member starts where the index says")
+    lengths = (int.from_bytes(data[at : at + 2], "little") for at in (26, 28))
+    return _LOCAL_HEADER + sum(lengths)
+
+
+def _inflate_to_file(
+    parts: Iterable[bytes], method: int, size: int, crc: int, url: str
+) -> BinaryIO:
+    """Return a temporary file with a member's content, its CRC checked."""
+    if method not in (_DEFLATED, _BZIP2):
+        raise _unknown(url, method)
+    file = cast("BinaryIO", tempfile.TemporaryFile(prefix="segmill-"))  # noqa: SIM115 - is kept
+    found = done = 0
+    try:
+        for content in _contents(parts, method):
+            found, done = zlib.crc32(content, found), done + len(content)
+            if done > size:
+                break
+            file.write(content)
+    except (zlib.error, EOFError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # no room for the file
+            raise
+        raise _damaged(url, f"the member does not inflate ({error})") from None
+    if done != size or found != crc:
+        raise _damaged(url, "the member's checksum does not match")
+    file.flush()
+    return file
+
+
+def _contents(parts: Iterable[bytes], method: int) -> Iterator[bytes]:
+    """Yield what parts inflate to, some megabytes at a time, however well they are compressed."""
+    if method == _BZIP2:
+        unzip = bz2.BZ2Decompressor()
+        for part in parts:
+            yield unzip.decompress(part, _AT_ONCE)
+            while not unzip.needs_input and not unzip.eof:
+                yield unzip.decompress(b"", _AT_ONCE)
+        return
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    for part in parts:
+        yield inflate.decompress(part, _AT_ONCE)
+        while inflate.unconsumed_tail:
+            yield inflate.decompress(inflate.unconsumed_tail, _AT_ONCE)
+    yield inflate.flush()
+
+
+def _encrypted(url: str) -> InputError:
+    return InputError(url, "the member is encrypted", "rebuild the archive unencrypted")
+
+
+def _unknown(url: str, method: int) -> InputError:
+    return InputError(
+        url, f"compression method {method} is unknown here", "rebuild the archive with deflate"
+    )
 
 
 def _inflate(data: bytes, method: int, size: int, url: str) -> bytes:
@@ -311,9 +390,7 @@ def _inflate(data: bytes, method: int, size: int, url: str) -> bytes:
             return bz2.BZ2Decompressor().decompress(data, size + 1)
     except (zlib.error, OSError) as error:
         raise _damaged(url, f"the member does not inflate ({error})") from None
-    raise InputError(
-        url, f"compression method {method} is unknown here", "rebuild the archive with deflate"
-    )
+    raise _unknown(url, method)
 
 
 def _damaged(url: str, cause: str) -> InputError:

@@ -73,6 +73,11 @@ class Tree(ABC):
     __slots__ = ()
     url: str
 
+    @property
+    def far(self) -> bool:
+        """Whether each question is a request to another machine: listing a folder beats asking."""
+        return False
+
     @abstractmethod
     def walk(self, under: str = "", suffixes: tuple[str, ...] | None = None) -> Iterator[Entry]:
         """Yield the files below `under`, sorted, streaming.

@@ -28,18 +28,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LocalTree(Tree):
-    """A directory of this machine; `only` makes it a tree of that single file.
+    """A directory of this machine, `root`; `only` makes it a tree of that single file.
 
     No link is followed out of `limit`, the real path of the directory that was opened first.
     """
 
-    url: str
+    root: str
     limit: str
     only: str = ""
     _safe: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def __reduce__(self) -> tuple[type[LocalTree], tuple[str, str, str]]:
-        return LocalTree, (self.url, self.limit, self.only)
+        return LocalTree, (self.root, self.limit, self.only)
+
+    @property
+    def url(self) -> str:  # type: ignore[override]
+        """The directory, or the single file."""
+        return self._join(self.only)
 
     def walk(self, under: str = "", suffixes: tuple[str, ...] | None = None) -> Iterator[Entry]:
         """Yield the files below `under`, sorted; one directory's names are held at a time."""
@@ -48,12 +53,12 @@ class LocalTree(Tree):
             yield self.entry(self.only)
             return
         outside: list[str] = []
-        prefix = safe_name(under, self.url)
+        prefix = safe_name(under, self.root)
         yield from self._walk(top, prefix + "/" if prefix else "", suffixes, (), outside)
         if outside:
             LOG.warning(
                 "%s: left out %d links that lead outside it or in a circle, the first: %s",
-                self.url,
+                self.root,
                 len(outside),
                 outside[0],
             )
@@ -163,21 +168,26 @@ class LocalTree(Tree):
 
     def url_of(self, name: str) -> str:
         """Return the file's absolute path."""
-        if not name:
-            return self.url
-        return f"{self.url}/{name}" if self.url != "/" else "/" + name
+        return self._join(name) if name else self.url
 
     def sub(self, prefix: str) -> LocalTree:
         """Return the tree below `prefix`."""
+        if not safe_name(prefix, self.root):
+            return self
         return LocalTree(self._path(prefix), self.limit)
+
+    def _join(self, name: str) -> str:
+        if not name:
+            return self.root
+        return f"{self.root}/{name}" if self.root != "/" else "/" + name
 
     def _path(self, name: str) -> str:
         """Return the absolute path of a name, checked to stay inside the tree."""
-        name = safe_name(name, self.url)
-        path = self.url_of(name)
+        name = safe_name(name, self.root)
+        path = self._join(name)
         directory = name.rpartition("/")[0]
         if self.limit != "/" and directory not in self._safe:
-            real = os.path.realpath(f"{self.url}/{directory}")
+            real = os.path.realpath(f"{self.root}/{directory}")
             if not _within(real, self.limit):
                 raise _leads_outside(path, self.limit)
             self._safe.add(directory)

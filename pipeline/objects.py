@@ -2,7 +2,8 @@
 
 fsspec's s3fs takes 3 ms of Python for a request, more than the work on a small image; obstore takes
 a fifth of that. It is given what s3fs found out: endpoint, region and credentials. s3fs stays for
-all else (lists, big files), where obstore is not installed, and where a request of obstore fails.
+all else (big files, the names in one directory), where obstore is not installed, and for a request
+that fails with obstore.
 """
 
 from __future__ import annotations
@@ -10,21 +11,44 @@ from __future__ import annotations
 import logging
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 LOG = logging.getLogger("segmill")
+
+# A busy store asks for seconds of patience, a restarted one for a minute.
+RETRIES: Final[dict[str, Any]] = {
+    "max_retries": 10,
+    "retry_timeout": timedelta(minutes=3),
+    "backoff": {
+        "init_backoff": timedelta(seconds=0.5),
+        "max_backoff": timedelta(seconds=15),
+        "base": 2,
+    },
+}
+_PAGE: Final = 1000
+Listed = tuple[str, int, "str | None", datetime]
+"""Key, bytes, ETag, time of the last change."""
+_UNFIT: Final = ("UnauthenticatedError", "NotSupportedError", "UnknownConfigurationKeyError")
+_REFUSED: Final = "PermissionDeniedError"
+"""What obstore calls a wrong signature, too; after a first success it concerns one object."""
 
 
 class Objects:
     """What reads and writes the objects of one bucket; every answer may be None: ask fsspec."""
 
-    __slots__ = ("_api", "_store", "bucket")
+    __slots__ = ("_api", "_store", "_succeeded", "_told", "bucket")
 
     def __init__(self, bucket: str, api: Any, store: Any) -> None:
         self.bucket, self._api, self._store = bucket, api, store
+        self._succeeded = self._told = False
+
+    @property
+    def used(self) -> bool:
+        """Whether obstore is still asked: no answer has told that it does not suit the bucket."""
+        return self._store is not None
 
     @classmethod
     def of(cls, fs: Any, root: str, options: dict[str, Any]) -> Objects | None:
@@ -50,13 +74,18 @@ class Objects:
                 region=fs.s3.meta.region_name or "us-east-1",
                 credential_provider=partial(_credentials, session),
                 client_options={"allow_http": True, "connect_timeout": "10s", "timeout": "120s"},
-                retry_config={"max_retries": 5},
+                retry_config=RETRIES,
                 **_endpoint(fs.s3.meta.endpoint_url),
             )
         except Exception as error:
             LOG.debug("%s: obstore is not used: %s", bucket, error)
             return None
         return cls(bucket, obstore, store)
+
+    @property
+    def in_order(self) -> bool:
+        """Whether obstore lists the bucket by ascending keys; S3 Express lists them in none."""
+        return self.used and not self.bucket.endswith("--x-s3")
 
     def get(self, path: str, start: int | None, end: int | None) -> bytes | None:
         """Return an object's bytes from `start` to before `end`; its last ones for start < 0.
@@ -81,20 +110,45 @@ class Objects:
         )
         return done is not None
 
+    def pages(self, path: str, after: str | None) -> Iterator[list[Listed]]:
+        """Yield the objects below a path, those after a key, a thousand at a time, by their keys.
+
+        A directory's marker (an object whose key ends with a slash) comes without the slash.
+
+        Raises:
+            Exception: the listing failed; it can be taken up after the last key that came.
+        """
+        prefix = self._key(path) or None
+        for page in self._api.list(self._store, prefix, offset=after, chunk_size=_PAGE):
+            yield [(o["path"], o["size"], o["e_tag"], o["last_modified"]) for o in page]
+
     def _key(self, path: str) -> str:
-        return path.removeprefix(self.bucket + "/")
+        return path.partition("/")[2]
 
     def _try(self, ask: Callable[[], Any]) -> Any:
         if self._store is None:
             return None
         try:
-            return ask()
+            answer = ask()
         except FileNotFoundError:
             raise
         except Exception as error:  # s3fs has its own way with what this may be
-            LOG.warning("%s: s3fs takes over from obstore, slower: %s", self.bucket, error)
-            self._store = None
+            self._step_back(error)
             return None
+        self._succeeded = True
+        return answer
+
+    def _step_back(self, error: Exception) -> None:
+        """Leave a request to s3fs, all that follow too if obstore cannot be used here at all."""
+        name = type(error).__name__
+        unfit = name in _UNFIT or (name == _REFUSED and not self._succeeded)
+        if unfit:
+            self._store = None
+        level = logging.DEBUG if self._told else logging.WARNING
+        self._told = True
+        whole = "all requests" if unfit else "requests that fail with obstore"
+        text = " ".join(str(error).split())[:300]
+        LOG.log(level, "%s: s3fs takes over %s, slower: %s", self.bucket, whole, text)
 
 
 def is_s3(fs: Any) -> bool:

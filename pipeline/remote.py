@@ -5,17 +5,20 @@ from __future__ import annotations
 import random
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar
 
 from pipeline.ahead import IN_FLIGHT, held_files, waiting
 from pipeline.errors import LayoutError, MissingExtra, MissingFile, UsageError
-from pipeline.files import HEAD, TAIL, Entry, Tree, is_junk, safe_name
+from pipeline.files import HEAD, LOG, TAIL, Entry, Tree, is_junk, safe_name
 from pipeline.objects import Objects, is_s3
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from pipeline.objects import Listed
 
 _EXTRAS: Final = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure",
                   "abfss": "azure", "az": "azure"}  # fmt: skip
@@ -59,6 +62,11 @@ class Remote:
         if not name:
             return fs, root or fs.root_marker
         return fs, f"{root.rstrip('/')}/{name}" if root.rstrip("/") else fs.root_marker + name
+
+    @property
+    def objects(self) -> Objects | None:
+        """What reads an S3 bucket faster, once `at` has been asked."""
+        return self._objects
 
     def get(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
         """Return a file's bytes, from `start` to before `end`, by one request."""
@@ -105,7 +113,7 @@ def _connect(url: str, options: dict[str, Any]) -> tuple[Any, str]:
 
 @dataclass(frozen=True, slots=True)
 class RemoteTree(Tree):
-    """An fsspec URL as a tree; one listing request a directory, one read request a file."""
+    """An fsspec URL as a tree; one read request a file."""
 
     url: str
     options: dict[str, Any] = field(default_factory=dict, repr=False, hash=False)
@@ -117,13 +125,42 @@ class RemoteTree(Tree):
     def __reduce__(self) -> tuple[type[RemoteTree], tuple[str, dict[str, Any]]]:
         return RemoteTree, (self.url, self.options)
 
+    @property
+    def far(self) -> bool:
+        """Each question is a request."""
+        return True
+
     def walk(self, under: str = "", suffixes: tuple[str, ...] | None = None) -> Iterator[Entry]:
-        """Yield the files below `under`, sorted; one directory's entries are held at a time."""
+        """Yield the files below `under`, sorted.
+
+        In S3 through obstore it is one listing by keys, a thousand entries held at a time;
+        elsewhere a listing for each directory, whose entries are all held.
+        """
         under = safe_name(under, self.url)
+        prefix = under + "/" if under else ""
+        last = ""
+        fs, path = self._remote.at(under)
+        objects = self._remote.objects
+        if objects is not None and objects.in_order:
+            try:
+                for key, size, fingerprint in listed_by_keys(fs, objects, path):
+                    last = prefix + key
+                    if not is_junk(key) and (suffixes is None or key.lower().endswith(suffixes)):
+                        yield Entry(last, size, fingerprint)
+                if last:
+                    return
+            except NotByKeys as error:
+                LOG.warning("%s: listed directory by directory, slower: %s", self.url, error)
+        for entry in self._walk(under, suffixes):
+            if entry.name > last:
+                yield entry
+
+    def _walk(self, under: str, suffixes: tuple[str, ...] | None) -> Iterator[Entry]:
+        """Yield the files below `under`, sorted, by a listing for each directory."""
         prefix = under + "/" if under else ""
         for key, size, fingerprint in self._children(under):
             if key[-1] == "/":
-                yield from self.walk(prefix + key[:-1], suffixes)
+                yield from self._walk(prefix + key[:-1], suffixes)
             elif suffixes is None or key.lower().endswith(suffixes):
                 yield Entry(prefix + key, size, fingerprint)
 
@@ -257,6 +294,81 @@ def patiently(ask: Callable[[], T], known: Callable[[Exception], Exception]) -> 
                     raise named from error
             time.sleep(wait * (1 + random.random()))
     raise AssertionError("unreachable")
+
+
+class NotByKeys(Exception):
+    """A bucket that cannot be listed by its keys, from here on."""
+
+
+def listed_by_keys(fs: Any, objects: Objects, path: str) -> Iterator[tuple[str, int, str]]:
+    """Yield (name below `path`, bytes, fingerprint) of a bucket's objects, sorted, no markers.
+
+    Raises:
+        NotByKeys: obstore cannot list it: a key with `//` or `..`, no permission, or no answer for
+            some minutes. What follows the last name is still to come.
+        LayoutError: its keys do not ascend.
+    """
+    skip = len(path) - path.find("/") if "/" in path else 0
+    last, held = "", None
+    for key, size, tag, changed in _keys(objects, path):
+        name = key[skip:]
+        if held is not None and not name.startswith(held[0] + "/"):
+            yield from _unless_marker(fs, f"{path}/{held[0]}", held)
+        held = None
+        if not name or (name <= last and not size):  # a marker, whose key ends with a slash
+            continue
+        if name <= last:
+            raise LayoutError(  # another way to list could not tell what has come already
+                f"{path}: the server lists its keys out of order ({name!r} after {last!r}); "
+                "uninstall obstore, s3fs sorts them"
+            )
+        last = name
+        entry = name, size, _fingerprint({"ETag": tag, "size": size, "LastModified": changed})
+        if size:
+            yield entry
+        else:
+            held = entry
+    if held is not None:
+        yield from _unless_marker(fs, f"{path}/{held[0]}", held)
+
+
+def _unless_marker(
+    fs: Any, path: str, entry: tuple[str, int, str]
+) -> Iterator[tuple[str, int, str]]:
+    """Yield an empty object, but not the marker of an empty directory; obstore shows both alike."""
+    with suppress(FileNotFoundError):
+        if fs.info(path)["type"] != "directory":
+            yield entry
+
+
+def _keys(objects: Objects, path: str) -> Iterator[Listed]:
+    """Yield a bucket's objects by their keys; a listing that breaks off is taken up again."""
+    last: str | None = None
+    pages: Iterator[list[Listed]] | None = None
+
+    def fetch() -> list[Listed] | None:
+        nonlocal pages
+        try:
+            if pages is None:
+                pages = objects.pages(path, last)
+            return next(pages, None)
+        except Exception as error:
+            pages = None
+            if isinstance(error, FileNotFoundError) or "InvalidPath" in type(error).__name__:
+                raise MissingFile(path, say(error), "") from error  # asking again is no use
+            raise
+
+    while True:
+        try:
+            page = patiently(fetch, lambda error: error)
+        except Exception as error:
+            raise NotByKeys(say(error)[:300]) from error
+        if page is None:
+            return
+        for item in page:
+            if last is None or item[0] > last:
+                last = item[0]
+            yield item
 
 
 def say(error: Exception) -> str:

@@ -21,6 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
+from pipeline.ahead import actor_env
 from pipeline.errors import PoisonInput, UsageError
 
 if TYPE_CHECKING:
@@ -272,6 +273,7 @@ class _Pool(Generic[C, R]):
         self._ray, self._split = ray, split
         self._resources = runner.resources
         cpu_only = {} if runner.resources.gpus else _CPU_ONLY
+        place = actor_env(runner.resources.cpus, runner.resources.max_actors)
         self._make: Callable[[], Any] = lambda: (
             ray.remote(_Actor)
             .options(
@@ -280,7 +282,7 @@ class _Pool(Generic[C, R]):
                 # Without a limit a chunk that kills its process would run for ever.
                 max_restarts=0,
                 max_task_retries=0,
-                runtime_env={"env_vars": {**cpu_only, **runner.env}},
+                runtime_env={"env_vars": {**cpu_only, **place, **runner.env}},
             )
             .remote(make_worker)
         )

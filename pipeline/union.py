@@ -15,13 +15,14 @@ import os
 import posixpath
 import re
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from heapq import merge
 from operator import itemgetter
 from typing import TYPE_CHECKING, BinaryIO, Final, TypeVar
 
+from pipeline.archives import ArchiveTree
 from pipeline.errors import LayoutError, MissingFile
-from pipeline.files import HEAD, LOG, TAIL, Entry, Tree, is_junk, open_tree, safe_name
+from pipeline.files import ARCHIVE_URL, HEAD, LOG, TAIL, Entry, Tree, is_junk, open_tree, safe_name
 from pipeline.local import LocalTree
 from pipeline.remote import RemoteTree
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SEPARATOR: Final = ","
+_MOST_FOLDERS: Final = 10_000
+"""Folders of which a process remembers the parts that have them."""
 _ARCHIVE: Final = re.compile(r"\.(zip|tar|tgz|tbz2|txz|tar\.\w+)$", re.IGNORECASE)
 _BESIDE: Final = re.compile(
     r"(^(readme|licen[cs]e|copying|terms|changelog|citation|(md5|sha\d+)sums?)"
@@ -46,6 +49,17 @@ class UnionTree(Tree):
 
     url: str
     parts: tuple[Tree, ...]
+    _holders: dict[str, tuple[Tree, ...]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __reduce__(self) -> tuple[type[UnionTree], tuple[str, tuple[Tree, ...]]]:
+        return UnionTree, (self.url, self.parts)
+
+    @property
+    def far(self) -> bool:
+        """Whether a question may be a request."""
+        return any(part.far for part in self.parts)
 
     def walk(self, under: str = "", suffixes: tuple[str, ...] | None = None) -> Iterator[Entry]:
         """Yield the files below `under`, sorted; of several with one name the first's."""
@@ -86,15 +100,34 @@ class UnionTree(Tree):
 
     def _ask(self, name: str, ask: Callable[[Tree], T]) -> T:
         """Return the answer of the first part that has a file."""
-        for part in self.parts:
+        parts = self._parts_of(name)
+        for part in parts:
             with suppress(MissingFile):
                 return ask(part)
-        return ask(self._blamed(name))
+        return ask(parts[0])
 
-    def _blamed(self, name: str) -> Tree:
-        """Return the part that a file is missing from: the first that has its directory."""
-        folder = name.rpartition("/")[0]
-        return next((part for part in self.parts if folder and part.isdir(folder)), self.parts[0])
+    def _parts_of(self, name: str) -> tuple[Tree, ...]:
+        """Return the parts that have a file's directory; all of them where none has it.
+
+        Where one part alone has a folder, all below it is that part's: this is asked level by
+        level and remembered, so that a directory of a bucket takes few requests, not one a file.
+        """
+        folders = safe_name(name, self.url).split("/")[:-1]
+        parts, path = self.parts, ""
+        for folder in folders:
+            path = f"{path}/{folder}" if path else folder
+            held = self._holders.get(path)
+            if held is None:
+                held = tuple(part for part in parts if part.isdir(path))
+                if len(self._holders) >= _MOST_FOLDERS:
+                    self._holders.clear()
+                self._holders[path] = held
+            if not held:
+                return parts
+            parts = held
+            if len(parts) == 1:
+                break
+        return parts
 
     def read(self, name: str) -> bytes:
         """Return a file's bytes."""
@@ -123,15 +156,20 @@ class UnionTree(Tree):
     def url_of(self, name: str) -> str:
         """Return the URL that a file has in the first part that holds it.
 
-        Archives answer by their index; a directory of a bucket takes a request for each question.
+        Archives answer by their index. A file takes a request only where its directory lies in
+        several parts, and in buckets.
         """
         if not name:
             return self.url
-        part = next((part for part in self.parts if part.exists(name)), None)
-        return (part or self._blamed(name)).url_of(name)
+        parts = self._parts_of(name)
+        if len(parts) == 1:
+            return parts[0].url_of(name)
+        return next((part for part in parts if part.exists(name)), parts[0]).url_of(name)
 
     def sub(self, prefix: str) -> Tree:
         """Return the union of what the parts hold below `prefix`."""
+        if not safe_name(prefix, self.url):
+            return self
         parts = [part.sub(prefix) for part in self.parts if part.isdir(prefix)]
         return _union(parts or [self.parts[0].sub(prefix)])
 
@@ -219,9 +257,9 @@ class FolderTree(Tree):
 
 def _in_its_folder(tree: Tree) -> Tree:
     """Put an archive of bare files into a folder of its name."""
-    kind = getattr(tree, "kind", "")
-    if not kind or getattr(tree, "prefix", None) or any(tree.isdir(name) for name in tree.names()):
+    if not _is_bare(tree):
         return tree
+    kind = getattr(tree, "kind", "")
     stem = posixpath.basename(tree.url)[: -len(kind) - 1]
     return FolderTree(stem, tree)
 
@@ -233,15 +271,29 @@ def _placed(walk: Iterator[Entry], part: Tree) -> Iterator[tuple[str, Entry, str
 
 
 def _union(parts: Sequence[Tree], url: str | None = None) -> Tree:
-    """Return the union of trees; the one tree itself where there is no other."""
-    if len(parts) == 1:
+    """Return the union of trees; the one tree itself where no other is and its URL says it all."""
+    if len(parts) == 1 and not isinstance(parts[0], FolderTree):
         return parts[0]
     if url is None:
-        for part in parts:
-            if SEPARATOR in part.url:
-                raise LayoutError(f"{part.url}: a comma in a source's name; rename it")
-        url = SEPARATOR.join(part.url for part in parts)
+        urls = [_part_url(part) for part in parts]
+        for one in urls:
+            if SEPARATOR in one:
+                raise LayoutError(f"{one}: a comma in a source's name; rename it")
+        url = SEPARATOR.join(urls)
     return UnionTree(url, tuple(parts))
+
+
+def _part_url(part: Tree) -> str:
+    """Return the URL by which `open_source` opens a part of several as it is."""
+    if _is_bare(part):  # by its path alone it would lie in a folder of its name
+        return f"{getattr(part, 'kind', '')}://::{part.url}"
+    return part.url
+
+
+def _is_bare(tree: Tree) -> bool:
+    """Tell whether a tree is a whole archive of files without any folder."""
+    whole = isinstance(tree, ArchiveTree) and not tree.prefix
+    return whole and not any(tree.isdir(name) for name in tree.names())
 
 
 def open_source(url: str) -> Tree:
@@ -260,12 +312,18 @@ def open_source(url: str) -> Tree:
         sources = [source.strip() for source in url.split(SEPARATOR)]
         if len(sources) < 2 or not all(sources):
             raise
-        return _union([_in_its_folder(open_tree(source)) for source in sources])
+        return _union([_open_part(source) for source in sources])
     archives = _archives(tree)
     if not archives:
         return tree
     parts = [open_tree(tree.url_of(name)) for name in archives]
     return _union([_in_its_folder(part) for part in parts], tree.url)
+
+
+def _open_part(source: str) -> Tree:
+    """Open one of several; what is named as a place in an archive is taken as it is."""
+    tree = open_tree(source)
+    return tree if ARCHIVE_URL.fullmatch(source) else _in_its_folder(tree)
 
 
 def _archives(tree: Tree) -> list[str]:

@@ -34,3 +34,15 @@ def ray_session():
     )
     yield ray
     ray.shutdown()
+
+
+@pytest.fixture
+def memory():
+    """Give fsspec's memory file system, empty again afterwards."""
+    import fsspec
+
+    fs = fsspec.filesystem("memory")
+    fs.store.clear()
+    yield fs
+    fs.store.clear()
+    fs.pseudo_dirs[:] = [""]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,8 @@ from connectors.layout import MISSING, Fingerprints, digest, find_root, lines_of
 from connectors.list_files import ListFiles, OnePlaceEach, one_line
 from pipeline.errors import LayoutError, UnsafePath, UsageError
 from pipeline.files import open_sink, open_tree
+from pipeline.fingerprint_table import FingerprintTable
+from pipeline.union import open_source
 from tests.connectors.trees import put
 
 if TYPE_CHECKING:
@@ -59,6 +62,67 @@ def test_fingerprints_in_any_order(tmp_path: Path, kind: str) -> None:
     there = {name: tree.entry(name).fingerprint for name in ("x/b", "x/d", "x/f")}
     assert found == [there.get(name, MISSING) for name in asked]
     assert Fingerprints(tree, "nowhere").of("nowhere/a") == MISSING
+
+
+@pytest.fixture
+def requests(memory: Any, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Count what a file system is asked."""
+    asked: Counter[str] = Counter()
+
+    def count(name: str) -> None:
+        ask = getattr(type(memory), name)
+
+        def counted(*args: Any, **options: Any) -> Any:
+            asked[name] += 1
+            return ask(*args, **options)
+
+        monkeypatch.setattr(type(memory), name, counted)
+
+    for name in ("info", "ls", "exists", "isdir"):
+        count(name)
+    return asked
+
+
+@pytest.mark.parametrize("source", ["memory://d", "memory://e,memory://d"])
+@pytest.mark.parametrize("descending", [False, True])
+def test_a_bucket_s_folder_is_listed_once_in_whatever_order_it_is_asked(
+    memory: Any, requests: Counter[str], source: str, descending: bool
+) -> None:
+    names = [f"x/{i:03}" for i in range(200)]
+    for name in names:
+        memory.pipe_file(f"/d/{name}", name.encode())
+    memory.pipe_file("/e/y/a", b"")
+    tree = open_source(source)
+    expected = [tree.entry(name).fingerprint for name in names]
+    requests.clear()
+    asked = [(n, f) for name, f in zip(names, expected, strict=True)
+             for n, f in ((name, f), (name + ".no", MISSING))]  # fmt: skip
+    if descending:
+        asked = asked[::-1]
+    prints = Fingerprints(tree, "x")
+    assert [prints.of(name) for name, _ in asked] == [found for _, found in asked]
+    urls = [tree.url_of(name) for name in names]
+    assert urls == [f"memory://d/{name}" for name in names]
+    assert sum(requests.values()) < 20
+
+
+def test_what_lies_outside_the_folder_is_asked_for(memory: Any) -> None:
+    for name in ("x/a", "y/b", "x/.hidden"):
+        memory.pipe_file(f"/d/{name}", b"1")
+    tree = open_tree("memory://d")
+    prints = Fingerprints(tree, "x")
+    for name in ("x/a", "y/b", "x/.hidden", "x/../y/b", "x//a"):
+        assert prints.of(name) == tree.entry(name).fingerprint
+
+
+@given(st.dictionaries(st.text(max_size=8), st.text(max_size=9) | st.binary(
+    min_size=16, max_size=16).map(bytes.hex) | st.just("x" * 300)))  # fmt: skip
+def test_the_table_gives_fingerprints_as_they_were(found: dict[str, str]) -> None:
+    table = FingerprintTable()
+    for name, fingerprint in found.items():
+        table.add(name, fingerprint)
+    assert {name: table.find(name) for name in found} == found
+    assert table.find("no such name") is None
 
 
 def test_digest_tells_its_parts_apart() -> None:

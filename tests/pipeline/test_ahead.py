@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from pipeline.ahead import IN_FLIGHT, Ahead, fetched_once, is_far, waiting
+from pipeline.ahead import IN_FLIGHT, Ahead, _pool, actor_env, fetched_once, is_far, share, waiting
 from pipeline.files import open_tree, read_url
 from tests.pipeline.sources import zip_bytes
 
@@ -86,6 +86,38 @@ class TestMap:
             return number
 
         assert list(Ahead().map(work, range(20), far=True)) == list(range(20))
+
+
+@pytest.mark.parametrize(
+    ("environment", "cores", "permits", "in_flight"),
+    [
+        ({}, 8, 8, IN_FLIGHT),
+        (actor_env(1, None), 32, 1, 8),
+        (actor_env(1, 2), 32, 1, IN_FLIGHT),
+        (actor_env(0.25, None), 32, 1, 4),
+        (actor_env(2.5, None), 32, 3, 21),
+        (actor_env(64, None), 8, 8, IN_FLIGHT),
+        (actor_env(0, None), 8, 8, IN_FLIGHT),
+    ],
+)
+def test_the_actors_of_a_machine_share_it(environment, cores, permits, in_flight):
+    assert share(environment, cores) == (permits, in_flight)
+
+
+def test_the_samples_in_flight_are_those_of_the_process_s_share(monkeypatch):
+    monkeypatch.setattr("pipeline.ahead._pool", _pool.__wrapped__)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(32))
+    for name, value in actor_env(1, None).items():
+        monkeypatch.setenv(name, value)
+    gauge = Gauge()
+
+    def work(number: int) -> int:
+        with waiting(), gauge:
+            time.sleep(0.001)
+        return number
+
+    assert list(Ahead().map(work, range(100), far=True)) == list(range(100))
+    assert 2 < gauge.most <= 8
 
 
 class TestFetchedOnce:

@@ -5,11 +5,15 @@ import logging
 import os
 import stat
 import tarfile
+import tempfile
+import tracemalloc
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import pytest
 
+from pipeline.archive_index import zip_members
 from pipeline.errors import InputError, LayoutError, MissingFile, UnsafePath
 from pipeline.files import open_tree, read_url
 from tests.pipeline.sources import tar_bytes, zip_bytes
@@ -112,6 +116,131 @@ def test_a_replaced_archive_is_read_anew(tmp_path):
     os.replace(tmp_path / "y", path)
     assert tree.read("a") == b"newer"
     assert tree.entry("a").fingerprint != before
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("kind", ["zip", "tar", "pax tar"])
+def test_members_in_any_order_are_sorted_and_of_two_the_later_counts(tmp_path, kind):
+    names = ["z", "a/b", "é.jpg", "a.b", "𝄞", "a/b", "\uffff", "a-b", "z", "m" * 300]
+    files = [(name, str(place).encode()) for place, name in enumerate(names)]
+    path = tmp_path / f"x.{kind[-3:]}"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in files:
+                archive.writestr(name, data)
+    else:
+        form = tarfile.PAX_FORMAT if kind == "pax tar" else tarfile.GNU_FORMAT
+        with tarfile.open(path, "w", format=form) as tar:
+            for name, data in files:
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    tree = open_tree(str(path))
+    expected = dict(files)
+    assert [e.name for e in tree.walk()] == sorted(expected)
+    assert {name: tree.read(name) for name in expected} == expected
+    assert tree.names() == sorted({name.split("/")[0] for name in names})
+
+
+def test_a_zip64_is_read_wherever_its_numbers_lie(tmp_path, monkeypatch):
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 50)
+    monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 1)
+    files = {f"{i}.bin": bytes([i]) * 99 for i in range(9, 0, -1)}
+    data = zip_bytes(files, zipfile.ZIP_STORED)
+    assert b"PK\6\6" in data
+    (tmp_path / "x.zip").write_bytes(b"a program in front" + data)
+    tree = open_tree(str(tmp_path / "x.zip"))
+    assert {e.name: tree.read(e.name) for e in tree.walk()} == files
+
+
+def test_the_index_takes_a_name_and_some_bytes_a_member(tmp_path):
+    count = 5_000
+    files = {f"{'d' * 60}/{i * 7919 % count:05}": b"" for i in range(count)}
+    (tmp_path / "x.zip").write_bytes(zip_bytes(files))
+    index = open_tree(str(tmp_path / "x.zip"))._index()
+    tracemalloc.start()
+    with open(tmp_path / "x.zip", "rb") as file:
+        index = zip_members(file, "x.zip")
+        kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert index.names[17].endswith("/00017")
+    assert kept < 150 * count
+    assert peak < 300 * count
+
+
+class TestBigMembers:
+    """Members above the limit up to which `open` holds them, set low."""
+
+    DATA = bytes(range(256)) * 2000 + b"the end"
+
+    @pytest.fixture(autouse=True)
+    def low(self, monkeypatch):
+        monkeypatch.setattr("pipeline.archives.WHOLE", 1000)
+        monkeypatch.setattr("pipeline.ranges._PART", 333)
+        monkeypatch.setattr("pipeline.archives._AT_ONCE", 1000)
+
+    @pytest.fixture(params=["tar", "stored", "deflated", "bzip2", "far stored", "far deflated"])
+    def tree(self, request, tmp_path, memory):
+        files = {"first": b"1" * 999, "big.mat": self.DATA, "last": b"2"}
+        methods = {"stored": zipfile.ZIP_STORED, "bzip2": zipfile.ZIP_BZIP2}
+        kind = request.param.removeprefix("far ")
+        if kind == "tar":
+            path, data = "x.tar", tar_bytes(files)
+        else:
+            path, data = "x.zip", zip_bytes(files, methods.get(kind, zipfile.ZIP_DEFLATED))
+        if request.param.startswith("far"):
+            memory.pipe_file(f"/b/{kind}-{path}", data)
+            return open_tree(f"memory://b/{kind}-{path}")
+        (tmp_path / path).write_bytes(data)
+        return open_tree(str(tmp_path / path))
+
+    def test_they_read_and_seek_like_files_and_are_not_held(self, tree):
+        with tree.open("big.mat") as file:
+            assert not isinstance(file, io.BytesIO)
+            assert file.read() == self.DATA
+            assert file.seek(-7, os.SEEK_END) == len(self.DATA) - 7
+            assert file.read(100) == b"the end"
+            assert file.read(1) == b""
+            file.seek(1000)
+            assert file.seek(500, os.SEEK_CUR) == 1500
+            assert file.read(3) == self.DATA[1500:1503]
+            assert file.tell() == 1503
+            file.seek(10**9)
+            assert file.read() == b""
+        with tree.open("first") as file:
+            assert isinstance(file, io.BytesIO)
+
+    def test_threads_read_one_at_once_and_it_is_inflated_once(self, tree, monkeypatch):
+        made = []
+        make = tempfile.TemporaryFile
+        monkeypatch.setattr(tempfile, "TemporaryFile", lambda **k: made.append(1) or make(**k))
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda _: tree.open("big.mat").read(), range(16)))
+        assert found == [self.DATA] * 16
+        assert len(made) <= 1
+
+    def test_a_damaged_one_says_so(self, tmp_path):
+        data = bytearray(zip_bytes({"big.mat": os.urandom(5000)}))
+        data[2500] ^= 1
+        (tmp_path / "x.zip").write_bytes(data)
+        with pytest.raises(InputError, match="damaged"):
+            open_tree(str(tmp_path / "x.zip")).open("big.mat")
+
+    def test_one_that_inflates_past_its_size_is_refused(self, tmp_path):
+        data = zip_bytes({"bomb": bytes(1_000_000)})
+        lying = data.replace((1_000_000).to_bytes(4, "little"), (2000).to_bytes(4, "little"))
+        (tmp_path / "x.zip").write_bytes(lying)
+        with pytest.raises(InputError, match="damaged"):
+            open_tree(str(tmp_path / "x.zip")).open("bomb")
+
+    def test_h5py_reads_one_in_its_archive(self, tmp_path):
+        h5py = pytest.importorskip("h5py")
+        with h5py.File(tmp_path / "x.mat", "w") as file:
+            file["a"] = list(range(5000))
+        packed = zip_bytes({"x.mat": (tmp_path / "x.mat").read_bytes()}, zipfile.ZIP_STORED)
+        (tmp_path / "mat.zip").write_bytes(packed)
+        with h5py.File(open_tree(str(tmp_path / "mat.zip")).open("x.mat")) as file:
+            assert file["a"][4999] == 4999
 
 
 def test_an_archive_that_is_gone_is_the_image_s_failure(tmp_path):

@@ -5,13 +5,15 @@ import json
 import pickle
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from importlib.util import find_spec
-from itertools import count
+from itertools import count, islice
 
 import pytest
 
 from pipeline.errors import LayoutError, MissingFile
 from pipeline.files import open_sink, open_tree, read_url
+from pipeline.objects import RETRIES, Objects
 from pipeline.store import Store
 from tests.connectors.trees import bare, contents
 from tests.jobs.calls import call
@@ -44,6 +46,8 @@ def client(request, monkeypatch):
     """Give each of the two ways to an object."""
     if request.param == "obstore" and not find_spec("obstore"):
         pytest.skip("obstore is not installed")
+    quick = {"init_backoff": timedelta(milliseconds=20), "max_backoff": timedelta(seconds=1)}
+    monkeypatch.setitem(RETRIES, "backoff", quick | {"base": 2})
     if request.param == "s3fs":
         monkeypatch.setattr("pipeline.remote.Objects.of", lambda *_: None)
     return request.param
@@ -90,6 +94,57 @@ class TestObjects:
         assert [e.name for e in entries] == names
         assert all(e.size == 1 and e.fingerprint for e in entries)
         assert s3.count("GET .*list-type=2.*d%2F") == 3
+
+    def test_a_tree_of_folders_is_one_listing(self, s3, bucket):
+        pytest.importorskip("obstore")
+        names = [*sorted(f"d/{i % 7}/{i:03}.jpg" for i in range(40)), "d2/x.jpg"]
+        upload(bucket, dict.fromkeys(names, b"x"))
+        tree = open_tree(bucket)
+        s3.reset(Fault("GET .*list-type=2.*continuation", 503, every=2))
+        assert [e.name for e in tree.walk("d")] == names[:-1]
+        assert s3.count("GET .*list-type=2") - s3.state().faults[0].hits == 4
+        assert [e.name for e in tree.walk()] == names
+
+    def test_both_ways_list_alike(self, s3, bucket, monkeypatch):
+        import boto3
+
+        pytest.importorskip("obstore")
+        keys = ["a", "a.jpg", "a/", "a/b", "a-/c", "e/", "e.f/", "empty", "m/", "m/n/", "m/n/o.png",
+                "m/zero.txt", ".h/x", "été/ü#?&%20.png", "z/.y", "m.jpg"]  # fmt: skip
+        put = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{s3.upstream}").put_object
+        for key in keys:
+            empty = key.endswith("/") or key in ("empty", "m/zero.txt")
+            put(Bucket=bucket[5:], Key=key, Body=b"" if empty else b"data")
+        by_keys = list(open_tree(bucket).walk())
+        assert {"a", "a/b", "empty", "m/zero.txt"} < {e.name for e in by_keys}
+        below = {under: list(open_tree(bucket).walk(under)) for under in ("a", "e", "m")}
+        monkeypatch.setattr("pipeline.remote.Objects.of", lambda *_: None)
+        assert by_keys == list(open_tree(bucket).walk())
+        assert below == {under: list(open_tree(bucket).walk(under)) for under in below}
+        assert [open_tree(bucket).entry(e.name) for e in by_keys] == by_keys
+
+    def test_a_listing_that_stops_goes_on_by_directories(self, s3, bucket, monkeypatch, caplog):
+        pytest.importorskip("obstore")
+        names = [f"d/{i:03}.jpg" for i in range(25)]
+        upload(bucket, dict.fromkeys(names, b"x"))
+        pages = Objects.pages
+
+        def breaks_off(self, path, after):
+            yield from islice(pages(self, path, after), 1)
+            raise type("InvalidPathError", (Exception,), {})("empty segment")
+
+        monkeypatch.setattr("pipeline.objects._PAGE", 10)
+        monkeypatch.setattr(Objects, "pages", breaks_off)
+        assert [e.name for e in open_tree(bucket).walk()] == names
+        assert "directory by directory" in caplog.text
+
+    def test_keys_out_of_order_are_refused_not_lost(self, s3, bucket, monkeypatch):
+        pytest.importorskip("obstore")
+        upload(bucket, dict.fromkeys(["a.jpg", "b.jpg"], b"x"))
+        pages = Objects.pages
+        monkeypatch.setattr(Objects, "pages", lambda *a: (page[::-1] for page in pages(*a)))
+        with pytest.raises(LayoutError, match="out of order"):
+            list(open_tree(bucket).walk())
 
     def test_names_of_all_kinds_come_back(self, s3, bucket, client):
         files = {"a b+c.jpg": b"1", "été/ü#?&%20.png": b"2", "q=1/x": b"3", "empty": b""}
@@ -178,6 +233,35 @@ class TestFaults:
         assert tree.entry("d/3").size == 1
         open_sink(bucket).remove("d/3")
         assert not tree.exists("d/3")
+
+
+@pytest.mark.skipif(not find_spec("obstore"), reason="obstore is not installed")
+class TestFallback:
+    @pytest.fixture(autouse=True)
+    def quick(self, monkeypatch):
+        monkeypatch.setitem(RETRIES, "max_retries", 1)
+        backoff = dict.fromkeys(("init_backoff", "max_backoff"), timedelta(milliseconds=1))
+        monkeypatch.setitem(RETRIES, "backoff", backoff | {"base": 2})
+
+    def test_a_spell_of_errors_is_that_request_s_alone_and_told_once(self, s3, bucket, caplog):
+        sink = open_sink(bucket)
+        for name in "abc":
+            s3.reset(Fault(f"PUT .*/{name}", 503, most=3))
+            sink.write(name, b"data")
+            assert s3.state().faults[0].hits == 3
+        assert sink._remote._objects.used
+        assert caplog.text.count("s3fs takes over requests that fail") == 1
+        assert [open_tree(bucket).read(name) for name in "abc"] == [b"data"] * 3
+
+    @pytest.mark.parametrize(("works_before", "used"), [(False, False), (True, True)])
+    def test_a_first_answer_that_refuses_switches_it_off(self, s3, bucket, works_before, used):
+        sink = open_sink(bucket)
+        if works_before:
+            sink.write("x", b"1")
+        s3.reset(Fault("PUT .*/a", 403, most=1))
+        sink.write("a", b"data")
+        assert sink._remote._objects.used is used
+        assert open_tree(bucket).read("a") == b"data"
 
 
 class TestArchives:

@@ -117,6 +117,41 @@ def test_an_archive_of_bare_files_lies_in_a_folder_of_its_name(tmp_path):
         tree.read("Labels/c_L.png")
 
 
+BARE = zip_bytes({"a.png": b"1", "b.png": b"2"})
+REOPENED = {
+    "directory": ("", {"x/a.png": b"1"}),
+    "one file": ("a.txt", {"a.txt": b"1", "b.txt": b"2"}),
+    "bare archive": ("Stills.zip", {"Stills.zip": BARE}),
+    "directory of one bare archive": ("", {"Stills.zip": BARE, "README": b""}),
+    "directory of one archive": ("", {"d.tar": tar_bytes({"x/a.png": b"1"})}),
+    "directory of archives": ("", {"S.zip": BARE, "d.tar": tar_bytes({"S/c.png": b"1"})}),
+    "named": ("S.zip,d", {"S.zip": BARE, "d/S/c.png": b"3"}),
+    "named, all bare": ("S.zip,T.zip", {"S.zip": BARE, "T.zip": BARE}),
+    "comma in its name": ("a,b", {"a,b/S.zip": BARE}),
+}
+
+
+@pytest.mark.parametrize("far", [False, True], ids=["local", "in a bucket"])
+@pytest.mark.parametrize("kind", REOPENED)
+def test_a_source_s_url_opens_the_same_files_again(tmp_path, memory, kind, far):
+    asked, files = REOPENED[kind]
+    if far and kind == "one file":
+        pytest.skip("a single file in a bucket is no source")
+    root = "memory://d" if far else write_directory(tmp_path, files)
+    for name, data in files.items() if far else ():
+        memory.pipe_file(f"/d/{name}", data)
+    parts = [asked] if asked == "a,b" else asked.split(",")
+    tree = open_source(",".join(f"{root}/{part}".rstrip("/") for part in parts))
+    entries = list(tree.walk())
+    again = pickle.loads(pickle.dumps(open_source(tree.url)))
+    assert list(again.walk()) == entries
+    assert [again.read(e.name) for e in entries] == [tree.read(e.name) for e in entries]
+    assert list(open_source(tree.sub("").url).walk()) == entries
+    for name in filter(tree.isdir, tree.names()):
+        sub = tree.sub(name)
+        assert list(open_source(sub.url).walk()) == list(sub.walk()) != []
+
+
 def test_a_directory_with_anything_else_in_it_is_a_directory(tmp_path):
     write_directory(tmp_path, {"d.zip": zip_bytes({"x": b"1"}), "train/a.jpg": b""})
     assert open_source(str(tmp_path)).names() == ["d.zip", "train"]
