@@ -179,3 +179,17 @@ def test_merge_into_unified(tmp_path, capsys):
     stats, _ = call(capsys, "store", "stats", tmp_path / "all")
     assert {line["label_space"] for line in stats["classes"]} == {"unified"}
     assert stats["rows"] == 6
+
+
+def test_merge_counts_rows_that_fail_and_those_that_are_there(tmp_path, capsys):
+    rows = broken.good_rows(tmp_path)
+    rows[1] = replace(rows[1], mask=replace(rows[1].mask, bytes=b"torn"))
+    store = broken.store_of(tmp_path, rows, pieces=3)
+    args = ["store", "merge", store.url, tmp_path / "all", "--label-space", "unified"]
+    summary, said = call(capsys, *args, code=3)
+    assert (summary["inputs"], summary["done"], summary["failed"]) == (6, 5, 1)
+    assert "1 rows failed" in said
+    summary, _ = call(capsys, *args, "--max-errors", "1")
+    assert (summary["done"], summary["skipped"], summary["failed"]) == (1, 4, 1)
+    listed, _ = call(capsys, "store", "errors", tmp_path / "all")
+    assert [e["image_id"] for e in listed["errors"]] == [rows[1].image_id]
