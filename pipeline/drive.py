@@ -259,7 +259,8 @@ class _Drive:
 
         def swap(store: Store) -> Swap:
             if store.version != self._ledger_version:  # another writer was here
-                self._ledger, self._ledger_version = Ledger.of(store), store.version
+                self._ledger.follow(store)
+                self._ledger_version = store.version
             left, gone = self._ledger.displaced(store, keys, fragments)
             return [*fragments, *left], gone
 
@@ -270,8 +271,9 @@ class _Drive:
             "rows": sum(f.rows for f in fragments),
         }
         self.store = before.commit(*swap(before), note=note, rebase=swap)
+        # The ledger lacks the rows just added: a run writes each row once, and asks no more.
+        self._ledger.own.update(f.path for f in fragments)
         if self.store.version == self._ledger_version + 1:
-            # The ledger lacks the rows just added: a run writes each row once, and asks no more.
             self._ledger_version = self.store.version
 
     def finish(self) -> RunReport:

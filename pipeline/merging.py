@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from pipeline.label_space import LabelSpace
     from pipeline.record import Record
     from pipeline.runner import Runner
-    from pipeline.store import Store
+    from pipeline.store import Store, Swap
 
     Keys: TypeAlias = "NDArray[np.bytes_]"
 
@@ -180,9 +180,18 @@ class _MergeDrive:
         self._tell([f for m in merged for f in m.failures])
         made = [m.made for m in merged if m.made is not None]
         keys = frozenset().union(*(m.keys for m in merged))
-        left, gone = self._ledger.displaced(self._target, keys, made) if keys else ([], [])
+
+        def swap(store: Store) -> Swap:
+            left, gone = self._ledger.displaced(store, keys, made) if keys else ([], [])
+            return [*made, *left], gone
+
+        def rebased(store: Store) -> Swap:
+            self._ledger.follow(store)
+            return swap(store)
+
         note = {"merged": len(made), "rows": sum(f.rows for f in made)}
-        self._target = self._target.commit([*made, *left], gone, note=note)
+        self._target = self._target.commit(*swap(self._target), note=note, rebase=rebased)
+        self._ledger.own.update(f.path for f in made)
         self._committed += len(merged)
 
     def _tell(self, failed: Sequence[Failure]) -> None:

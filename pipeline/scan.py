@@ -86,28 +86,44 @@ def scan_table(
 
 
 def scan_by_fragment(
-    dataset: Dataset, names: Sequence[str], batch_rows: int
+    url: str,
+    options: Mapping[str, str],
+    fragments: Sequence[Fragment],
+    names: Sequence[str],
+    batch_rows: int,
 ) -> Iterator[tuple[str, pa.RecordBatch]]:
     """Read columns with the path of the fragment that holds the rows.
 
     Of `image.path` only the paths are read: the dataset scanner would read the images beside them.
     A field of a list's items (`instances.category`) comes as the list, of items with that field.
     """
+    files = _file_system(url, options, fragments)
+
+    def batches(fragment: Fragment) -> Iterator[tuple[str, pa.RecordBatch]]:
+        for batch in _read_columns(files, fragment, names, batch_rows):
+            yield fragment.path, batch
+
+    for fragment in fragments:
+        yield from batches(fragment)
+
+
+def _read_columns(
+    files: FileSystem, fragment: Fragment, names: Sequence[str], batch_rows: int
+) -> Iterator[pa.RecordBatch]:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    for fragment in dataset.get_fragments():
-        with fragment.filesystem.open_input_file(fragment.path) as file:
-            parquet = pq.ParquetFile(file, pre_buffer=True)
-            for batch in parquet.iter_batches(batch_rows, columns=[leaf(n) for n in names]):
-                arrays = []
-                for name in names:
-                    column, _, inner = name.partition(".")
-                    array = batch[column]
-                    field = inner and pa.types.is_struct(array.type)
-                    arrays.append(pc.struct_field(array, inner) if field else array)
-                if batch.num_rows:
-                    yield fragment.path, pa.RecordBatch.from_arrays(arrays, names=list(names))
+    with files.open_input_file(fragment.path) as file:
+        parquet = pq.ParquetFile(file, pre_buffer=True)
+        for batch in parquet.iter_batches(batch_rows, columns=[leaf(n) for n in names]):
+            arrays = []
+            for name in names:
+                column, _, inner = name.partition(".")
+                array = batch[column]
+                field = inner and pa.types.is_struct(array.type)
+                arrays.append(pc.struct_field(array, inner) if field else array)
+            if batch.num_rows:
+                yield pa.RecordBatch.from_arrays(arrays, names=list(names))
 
 
 def leaf(name: str) -> str:

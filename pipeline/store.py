@@ -275,10 +275,14 @@ class Store:
         return scan_table(self._dataset, picked, where, batch_rows)
 
     def scan_fragments(
-        self, columns: Sequence[str], batch_rows: int = 16384
+        self,
+        columns: Sequence[str],
+        batch_rows: int = 16384,
+        only: Sequence[Fragment] | None = None,
     ) -> Iterator[tuple[str, pa.RecordBatch]]:
         """Read columns, or fields of columns, with the path of the fragment that holds the rows."""
-        return scan_by_fragment(self._dataset, columns, batch_rows)
+        there = self.fragments() if only is None else only
+        return scan_by_fragment(self.url, self._options, there, columns, batch_rows)
 
     def rows(self, fragment: Fragment, start: int = 0, stop: int | None = None) -> Iterator[Record]:
         """Read a range of a fragment's rows, whole."""
@@ -298,7 +302,12 @@ class Store:
     def used_spaces(self, where: pc.Expression | str | None = None) -> list[LabelSpace]:
         """Return the label spaces that rows name, by name."""
         found: set[str] = set()
-        for batch in self.scan(["label_space"], where, batch_rows=65536):
+        batches = (
+            (batch for _, batch in self.scan_fragments(["label_space"], 65536))
+            if where is None
+            else self.scan(["label_space"], where, 65536)
+        )
+        for batch in batches:
             found.update(batch["label_space"].unique().to_pylist())
         return [self.space(name) for name in sorted(found)]
 
