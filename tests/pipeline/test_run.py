@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 
@@ -199,8 +200,6 @@ def test_what_a_gated_run_adopts_stays_unseen_until_the_end(store):
 
 
 def test_an_image_in_two_splits_stays_where_it_was_listed_first(store):
-    from dataclasses import replace
-
     listing = [sample(n) for n in NAMES]
     listing.append(replace(listing[0], split="val", digest="other"))
     for turn in range(3):
@@ -377,3 +376,75 @@ def test_another_writers_commits_do_not_have_the_whole_ledger_read_again(store, 
     found = {r.image_id: r.fingerprint for r in after.records()}
     assert after.count() == len(found)
     assert {n for n, f in found.items() if f == "f2"} >= set(NAMES[1:])
+
+
+def plans_of(store):
+    return sorted(e.name for e in store.tree().walk("_segmill/runs") if "/plan-" in e.name)
+
+
+def test_a_plan_of_many_parts_comes_back_and_is_compressed(store, monkeypatch):
+    from pipeline.plan import Plan
+
+    monkeypatch.setattr("pipeline.plan.PART_BYTES", 3000)
+    run = Run.begin(store, "toy", kind="truth", identity=["x"])
+    plan, shards = Plan(store, run), []
+    for n in range(20):
+        noted = replace(sample(f"ü{n}", "f\n"), payload={"note": "x" * 500, "n": [n, None]})
+        shards.append(Shard.of([noted, sample(f"j{n}")]))
+        plan.add(list(shards[-1].samples))
+        plan.add([])
+    plan.flush()
+    assert list(plan.shards()) == shards
+    sizes = [store.tree().entry(name).size for name in plans_of(store)]
+    assert len(sizes) == 5
+    assert sum(sizes) < 20 * 500 / 4
+    plan.remove()
+    assert plans_of(store) == []
+
+
+def test_a_finished_run_leaves_no_plan_of_its_attempts(store):
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run_job(store.latest(), map(sample, NAMES), runner=LocalRunner(1), on_progress=stop)
+    assert len(plans_of(store)) == 2
+    report, _ = run_job(store.latest(), map(sample, NAMES))
+    assert report.resumed
+    assert plans_of(store) == []
+
+
+def test_vacuum_takes_plans_of_finished_runs_and_of_old_attempts(store):
+    from pipeline.plan import Plan
+
+    runs = [Run.begin(store, "toy", kind="truth", identity=[x]) for x in "abc"]
+    runs[1] = replace(runs[1], attempt=f"{1:x}-77")
+    for run in runs:
+        plan = Plan(store, run)
+        plan.add([sample("i00")])
+        plan.flush()
+    store.sink().write(f"_segmill/runs/{runs[0].name}/finished.json", b"{}")
+    before = plans_of(store)
+    listed = [f for f in store.vacuum() if "/plan-" in f]
+    assert [name.split("/")[2] for name in listed] == sorted(r.name for r in runs[:2])
+    assert plans_of(store) == before
+    store.vacuum(delete=True)
+    assert [name.split("/")[2] for name in plans_of(store)] == [runs[2].name]
+
+
+def test_a_driver_whose_plan_another_took_away_says_so(store):
+    from pipeline.errors import StoreError
+
+    class Late(Labelling):
+        def label(self, samples):
+            if samples[0].image_id == "i00":
+                run_job(store.latest(), map(sample, NAMES), Labelling(value=5))
+            return super().label(samples)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.plan.PART_BYTES", 1)
+        with pytest.raises(StoreError, match="another process finished run"):
+            run_job(store, map(sample, NAMES), Late(), LocalRunner(1))
+    report, after = run_job(store.latest(), map(sample, NAMES))
+    assert (report.inputs, report.skipped, after.count()) == (10, 10, 10)
