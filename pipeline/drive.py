@@ -151,7 +151,7 @@ class _Drive:
     def _settle(self, orphan: _Orphan) -> None:
         """Adopt an orphan whose rows are all still to be done; else have them done again."""
         if orphan.labels == orphan.covered.keys() and len(orphan.rows) == len(orphan.labels):
-            self._staged.append(Shelved(orphan.fragment, len(orphan.rows), (), orphan.rows))
+            self._staged.append(Shelved((orphan.fragment,), len(orphan.rows), (), orphan.rows))
             self._report.adopted += len(orphan.rows)
             self._taken.update(orphan.rows)
         else:
@@ -209,14 +209,14 @@ class _Drive:
         for sample in shard.samples:
             named = type(error)(sample.path, error.cause, error.mend)
             failures.append(Failure.of(sample, "process", named))
-        return Shelved(None, 0, tuple(failures))
+        return Shelved((), 0, tuple(failures))
 
     def _commit(self) -> None:
         """Commit what is staged: failures first, so that none is lost between the two."""
         staged, self._staged, self._last_commit = self._staged, [], time.monotonic()
         start = time.perf_counter()
         self._tell({_mark(f.dataset, f.path, f.message): f for s in staged for f in s.failures})
-        fragments = [s.fragment for s in staged if s.fragment is not None]
+        fragments = [f for s in staged for f in s.fragments]
         if fragments:
             keys = {key for shelved in staged for key in shelved.keys}
             self._swap_in(fragments, keys)

@@ -193,3 +193,29 @@ def test_merge_counts_rows_that_fail_and_those_that_are_there(tmp_path, capsys):
     assert (summary["done"], summary["skipped"], summary["failed"]) == (1, 4, 1)
     listed, _ = call(capsys, "store", "errors", tmp_path / "all")
     assert [e["image_id"] for e in listed["errors"]] == [rows[1].image_id]
+
+
+def test_images_that_a_format_keeps_anyway_are_not_ingested_again(tmp_path, capsys):
+    from tests.connectors.test_nyuv2_mat import write_tree
+
+    write_tree(tmp_path)
+    args = ["ingest", tmp_path, tmp_path / "s", "--format", "nyuv2-mat"]
+    summary, _ = call(capsys, *args)
+    assert (summary["done"], summary["skipped"]) == (4, 0)
+    for more in (["--embed-images"], []):
+        summary, _ = call(capsys, *args, *more)
+        assert (summary["done"], summary["skipped"]) == (0, 4)
+
+
+def test_embedded_images_are_cut_by_their_bytes(tmp_path, capsys, monkeypatch):
+    from pipeline.store import Store
+
+    write_dataset(tmp_path / "data", 12, height=48, width=64, seed=3, splits=(12, 0, 0))
+    monkeypatch.setattr("pipeline.run.FRAGMENT_BYTES", 30_000)
+    args = ["ingest", tmp_path / "data", tmp_path / "s", "--format", "camvid-11", "--embed-images"]
+    summary, _ = call(capsys, *args)
+    assert summary["done"] == 12
+    store = Store.open(tmp_path / "s")
+    sizes = [sum(len(r.image.bytes) for r in store.rows(f)) for f in store.fragments()]
+    assert len(sizes) > 2
+    assert max(sizes) <= 30_000

@@ -117,7 +117,7 @@ def test_a_run_that_died_is_taken_up_under_its_name(store, tmp_path, committed):
     worker = ShardWriter(Labelling(log=log), store.sink(), run)()
     written = [worker(shard) for shard in worker_input]
     if committed:
-        store.commit([written[0].fragment])
+        store.commit(written[0].fragments)
     (tmp_path / "labels" / "data" / run.name / "torn.parquet").write_bytes(b"PAR1 torn")
     report, after = run_job(store.latest(), map(sample, NAMES), Labelling(log=log))
     assert report.resumed
@@ -170,7 +170,7 @@ def test_fragments_that_were_replaced_do_not_come_back(store):
 
     run = Run.begin(store, "toy", kind="truth", identity=["x"])
     made = ShardWriter(Labelling(), store.sink(), run)()(Shard.of([sample(n) for n in NAMES[:3]]))
-    store.commit([made.fragment])
+    store.commit(made.fragments)
     other = Run.begin(store.latest(), "other", kind="truth", identity=["y"])
     newer = [sample(n, "f1") for n in NAMES[:3]]
     execute(
@@ -448,3 +448,87 @@ def test_a_driver_whose_plan_another_took_away_says_so(store):
             run_job(store, map(sample, NAMES), Late(), LocalRunner(1))
     report, after = run_job(store.latest(), map(sample, NAMES))
     assert (report.inputs, report.skipped, after.count()) == (10, 10, 10)
+
+
+class Heavy(Labelling):
+    """Labels rows of which each takes 1,000 bytes more than a row without an image."""
+
+    def label(self, samples):
+        for listed, record in super().label(samples):
+            image = replace(record.image, bytes=bytes(1000)) if hasattr(record, "image") else None
+            yield listed, replace(record, image=image) if image else record
+
+
+def test_a_shard_of_many_bytes_becomes_several_fragments(store, tmp_path, monkeypatch):
+    size = next(iter(Heavy().label([sample("i00")])))[1].held_bytes
+    assert 2000 < size < 4000
+    monkeypatch.setattr("pipeline.run.FRAGMENT_BYTES", 3 * size + 10)
+    bad = frozenset({"i01"})
+    _, after = run_job(store, map(sample, NAMES), Heavy(bad=bad), shard_rows=8)
+    fragments = after.fragments()
+    assert sorted(f.rows for f in fragments) == [1, 2, 3, 3]
+    stem = Shard.of([sample(n) for n in NAMES[:8]]).name
+    names = {f.path.split("/")[-1] for f in fragments}
+    assert {f"{stem}{tail}.parquet" for tail in ("", "-1", "-2")} < names
+    assert sorted(r.image_id for r in after.records()) == [n for n in NAMES if n not in bad]
+    other = Store.create(tmp_path / "other", [SPACE])
+    _, again = run_job(other, map(sample, NAMES), Heavy(bad=bad), LocalRunner(1), shard_rows=8)
+    assert names == {f.path.split("/")[-1] for f in again.fragments()}
+    assert sorted(f.size for f in fragments) == sorted(f.size for f in again.fragments())
+
+
+def test_of_a_shard_that_died_half_written_the_fragments_are_adopted(store, tmp_path, monkeypatch):
+    from pipeline.run import ShardWriter
+
+    def dies(name):
+        if name == "i05":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.run.FRAGMENT_BYTES", 1)
+    log = str(tmp_path / "log")
+    run = Run.begin(store, "toy", kind="truth", identity=["x"])
+    with pytest.raises(KeyboardInterrupt):
+        ShardWriter(Heavy(log=log, fatal=dies), store.sink(), run)()(
+            Shard.of([sample(n) for n in NAMES])
+        )
+    report, after = run_job(store.latest(), map(sample, NAMES), Heavy(log=log), shard_rows=10)
+    assert (report.adopted, report.done, report.failed) == (4, 6, 0)
+    assert sorted(r.image_id for r in after.records()) == NAMES
+    # The one that was labelled and not written is labelled again.
+    assert sorted((tmp_path / "log").read_text().split()) == sorted([*NAMES, "i04"])
+
+
+def test_a_row_that_no_array_holds_is_a_failure(store, monkeypatch):
+    size = next(iter(Heavy().label([sample("i00")])))[1].held_bytes
+    monkeypatch.setattr("pipeline.run.MOST_ROW_BYTES", size - 1)
+    monkeypatch.setattr("pipeline.run.FRAGMENT_BYTES", 1)
+
+    class Mixed(Heavy):
+        def label(self, samples):
+            yield from Heavy.label(self, samples[:1])
+            yield from Labelling.label(self, samples[1:])
+
+    report, after = run_job(store, map(sample, NAMES), Mixed(), shard_rows=10)
+    assert (report.done, report.failed, after.count()) == (9, 1, 9)
+    assert "its row would take" in after.failures().to_pylist()[0]["message"]
+
+
+def test_images_side_by_side_on_which_the_labeller_breaks_fail_alone(store):
+    def breaks(name):
+        if name in {"i04", "i05", "i06"}:
+            raise RuntimeError("no such thing")
+
+    labeller = Labelling(fatal=breaks, bad=frozenset({"i03"}))
+    report, after = run_job(store, map(sample, NAMES), labeller, shard_rows=10)
+    assert (report.done, report.failed) == (6, 4)
+    assert sorted(r.image_id for r in after.records()) == [*NAMES[:3], *NAMES[7:]]
+
+
+def test_what_was_labelled_before_the_labeller_broke_is_not_labelled_again(store, tmp_path):
+    def breaks(name):
+        if name == "i05":
+            raise RuntimeError("no such thing")
+
+    log = tmp_path / "log"
+    run_job(store, map(sample, NAMES), Labelling(fatal=breaks, log=str(log)), shard_rows=10)
+    assert sorted(log.read_text().split()) == [n for n in NAMES if n != "i05"]
