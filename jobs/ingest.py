@@ -23,6 +23,7 @@ from jobs.console import (
     WorkersOption,
     command,
     note,
+    tell_facts,
 )
 
 if TYPE_CHECKING:
@@ -76,9 +77,10 @@ def ingest(
         from pipeline.union import open_source
 
         reader, tree = connector(format_), open_source(src)
-        target = Store.create(store, reader.label_spaces(tree)).with_facts(
-            {format_: reader.facts(tree)}
-        )
+        target = Store.create(store, reader.label_spaces(tree))
+        facts = {format_: reader.facts(tree)}
+        tell_facts(summary, target.facts_replaced(facts))
+        target = target.with_facts(facts)
         splits = tuple(split or ())
         identity = [format_, tree.url, *sorted(splits), f"embed={embed_images}"]
         listing = reader.list(tree, splits)

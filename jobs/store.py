@@ -349,7 +349,7 @@ def merge(
 ) -> None:
     """Bring the rows of several stores into one, remapped to one label space."""
     with command("store merge", as_json=as_json, debug=debug, max_errors=max_errors) as summary:
-        from jobs.console import note
+        from jobs.console import note, tell_facts
         from pipeline.errors import UsageError
         from pipeline.findings import KINDS
         from pipeline.label_space import label_space as find
@@ -389,6 +389,7 @@ def merge(
         summary.skipped = report.superseded + report.held
         if report.failed:
             note(f"{report.failed} rows failed; `segmill store errors {goal}` lists them")
+        tell_facts(summary, report.facts_replaced)
         for line in report.loss.lines():
             note(f"lost: {line}")
         for kind, count in sorted(report.shared.items()):

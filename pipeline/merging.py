@@ -66,6 +66,8 @@ class MergeReport:
     """Rows that cannot be moved; they are in the target's errors table."""
     painted: int = 0
     """Rows that had objects only, and got the mask that these paint."""
+    facts_replaced: list[str] = field(default_factory=list)
+    """Facts of which a later source, or one that was merged later, says something else."""
     shared: Counter[str] = field(default_factory=Counter)
     """Rows that are the same image as another one, by kind of finding: reported, not dropped."""
 
@@ -117,6 +119,7 @@ def merge(
     superseded = _survey(sources, report)
     target = make_target(space)
     for source in sources:
+        report.facts_replaced += target.facts_replaced(source.facts)
         target = target.with_facts(source.facts)
     drive = _MergeDrive(target, report, _run_name(sources, space, paint=paint))
     tasks = drive.missing(_tasks(sources, superseded, relabel, paint=paint))

@@ -329,8 +329,21 @@ class Store:
                 )
         return self._described(new, lambda store: store.with_spaces(spaces))
 
+    def facts_replaced(self, facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        """Return which known facts `with_facts` would replace by others, as "format: name"."""
+        known = self.facts
+        return [
+            f"{name}: {key}"
+            for name, said in sorted(facts.items())
+            for key, value in sorted(said.items())
+            if key in known.get(name, {}) and known[name][key] != json.loads(json.dumps(value))
+        ]
+
     def with_facts(self, facts: Mapping[str, Mapping[str, Any]]) -> Store:
-        """Add what datasets say of themselves as a whole, by format; new facts replace old ones."""
+        """Add what datasets say of themselves as a whole, by format.
+
+        New facts replace old ones, as new rows do; an older version of the store still has those.
+        """
         known = self.facts
         new = {
             _FACTS_KEY + name: json.dumps({**known.get(name, {}), **said}, sort_keys=True)

@@ -219,3 +219,29 @@ def test_embedded_images_are_cut_by_their_bytes(tmp_path, capsys, monkeypatch):
     sizes = [sum(len(r.image.bytes) for r in store.rows(f)) for f in store.fragments()]
     assert len(sizes) > 2
     assert max(sizes) <= 30_000
+
+
+def test_facts_that_give_way_to_others_are_told(tmp_path, capsys):
+    """Two datasets of one format in a store, with files of the same names and other licences."""
+    from pipeline.store import Store
+    from tests.connectors.coco_tree import dataset
+
+    for name in ("a", "b"):
+        text = dataset([], [], licenses=[{"id": 1, "name": name}])
+        (tmp_path / name / "annotations").mkdir(parents=True)
+        (tmp_path / name / "annotations/instances_val2017.json").write_text(text)
+        (tmp_path / name / "val2017").mkdir()
+    args = ["--format", "coco-instances"]
+    told = "the store had other facts of coco-instances: instances_val2017"
+    for source, store, replaced in (("a", "s", 0), ("a", "s", 0), ("b", "s", 1), ("a", "t", 0)):
+        summary, said = call(capsys, "ingest", tmp_path / source, tmp_path / store, *args)
+        assert summary["facts_replaced"] == replaced
+        assert (told in said) == bool(replaced)
+    store = Store.open(tmp_path / "s")
+    assert "'b'" in str(store.facts)
+    assert "'a'" in str(Store.open(store.url, 1).facts)
+    space = ["--label-space", "coco-80"]
+    merge = ["store", "merge", tmp_path / "s", tmp_path / "t", tmp_path / "all", *space]
+    summary, said = call(capsys, *merge)
+    assert summary["facts_replaced"] == 1
+    assert told in said
