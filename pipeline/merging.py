@@ -113,7 +113,8 @@ def merge(
     Raises:
         UsageError: the stores have several label spaces and none was named.
     """
-    used = [s for source in sources for s in source.used_spaces()]
+    spaces = [source.used_spaces() for source in sources]
+    used = [s for named in spaces for s in named]
     space = space or _shared(used)
     report, relabel = MergeReport(), Relabeller.to(space, used)
     superseded = _survey(sources, report)
@@ -122,7 +123,8 @@ def merge(
         report.facts_replaced += target.facts_replaced(source.facts)
         target = target.with_facts(source.facts)
     drive = _MergeDrive(target, report, _run_name(sources, space, paint=paint))
-    tasks = drive.missing(_tasks(sources, superseded, relabel, paint=paint))
+    marks = [_mark(relabel, named, paint=paint) for named in spaces]
+    tasks = drive.missing(_tasks(sources, superseded, marks))
     work = _MergePlan(tuple(sources), target, relabel, paint)
     for outcome in (runner or LocalRunner()).map(work, tasks):
         if outcome.error is not None:
@@ -271,21 +273,26 @@ def _identities(source: Store) -> tuple[_Rows, list[Identities]]:
     return _Rows(np.concatenate(keys), np.concatenate(homes), list(numbers)), known
 
 
+def _mark(relabel: Relabeller, spaces: Sequence[LabelSpace], *, paint: bool) -> bytes:
+    """Return a digest of what becomes of the rows of a source: another one makes them anew."""
+    mark = hashlib.blake2b(digest_size=16)
+    mark.update(f"{paint}\0{relabel.target.to_json()}".encode())
+    for space in spaces:
+        mark.update(f"\0{space.to_json()}\0".encode())
+        mark.update(relabel.remaps[space.name].lut.tobytes())
+    return mark.digest()
+
+
 def _tasks(
-    sources: Sequence[Store],
-    superseded: Sequence[dict[str, Keys]],
-    relabel: Relabeller,
-    *,
-    paint: bool,
+    sources: Sequence[Store], superseded: Sequence[dict[str, Keys]], marks: Sequence[bytes]
 ) -> Iterator[_Task]:
     for number, source in enumerate(sources):
         for fragment in source.fragments():
             keys = superseded[number].get(fragment.path, np.zeros(0, _KEY)).tolist()
             # NumPy takes the zero bytes at the end of a key away.
             gone = frozenset(key.ljust(_KEY.itemsize, b"\0") for key in keys)
-            name = hashlib.blake2b(digest_size=12)
-            name.update(f"{source.url}\0{fragment.path}\0{paint}\0".encode())
-            name.update(relabel.target.to_json().encode())
+            name = hashlib.blake2b(marks[number], digest_size=12)
+            name.update(f"\0{source.url}\0{fragment.path}\0".encode())
             for key in sorted(gone):
                 name.update(key)
             yield _Task(number, fragment, gone, f"data/merged/{name.hexdigest()}.parquet")

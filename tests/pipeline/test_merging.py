@@ -250,25 +250,43 @@ def test_a_repeated_merge_reads_no_row_that_the_target_holds(sources, tmp_path, 
     again, report = merge(sources, make, UNIFIED)
     assert (report.rows, report.held, read) == (0, 39, [])
     assert again.version == first.version
+    more = put(tmp_path / "more", [dense_row(tmp_path, "voc-21", 800)], 1)
+    _, report = merge([*sources, more], make, UNIFIED)
+    assert (report.rows, report.held) == (1, 39)
     compare = into(tmp_path / "unpainted")
     merge(sources, compare, UNIFIED, paint=False)
     _, report = merge(sources, compare, UNIFIED)
     assert report.rows == 39
 
 
+def test_a_merge_by_another_remap_is_made_anew(sources, tmp_path, monkeypatch):
+    from pipeline import relabel
+
+    make, find = into(tmp_path / "all"), relabel.find_remap
+    merge(sources[:2], make, UNIFIED)
+
+    def other(source, target):
+        remap = find(source, target)
+        lut = remap.lut.copy()
+        lut[:5] = 255
+        return replace(remap, lut=lut) if source.name == "voc-21" else remap
+
+    monkeypatch.setattr(relabel, "find_remap", other)
+    merged, report = merge(sources[:2], make, UNIFIED)
+    assert (report.rows, report.held, merged.count()) == (5, 5, 10)
+
+
 def test_a_task_names_the_superseded_rows_of_its_own_fragment(tmp_path):
     """Of 600 rows in six fragments, among them keys that end in a zero byte."""
     from pipeline.ledger import row_key
     from pipeline.merging import MergeReport, _survey, _tasks
-    from pipeline.relabel import Relabeller
     from tests.samples import record_of, sample
 
     rows = [record_of(sample(f"i{n:03d}")) for n in range(600)]
     keys = {row_key(r.dataset, r.image.path) for r in rows}
     assert any(key.endswith(b"\0") for key in keys)
     sources = [put(tmp_path / "old", rows, 6), put(tmp_path / "new", rows[50:], 1)]
-    relabel = Relabeller.to(UNIFIED, [label_space("camvid-11")])
-    tasks = list(_tasks(sources, _survey(sources, MergeReport()), relabel, paint=True))
+    tasks = list(_tasks(sources, _survey(sources, MergeReport()), [b"", b""]))
     assert [len(t.superseded) for t in tasks] == [50, *[100] * 5, 0]
     assert frozenset().union(*(t.superseded for t in tasks)) == {
         row_key(r.dataset, r.image.path) for r in rows[50:]
