@@ -84,7 +84,9 @@ class Connector(Protocol):
 
         `dataset` and `path` together name a sample: where one file holds many images, the path
         ends in what tells them apart (`nyu.mat#17`). A sample whose image or annotation is missing
-        is listed all the same: `read` raises then, so that it is counted.
+        is listed all the same: `read` raises then, so that it is counted. A sample whose record
+        will hold its image's bytes has a digest that ends in `pipeline.record.EMBEDDED`, and no
+        other has.
 
         Raises:
             LayoutError: a directory or list file that the format promises is missing.

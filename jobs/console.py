@@ -22,11 +22,13 @@ import typer
 from pipeline.errors import SegmillError, SumMismatch, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from pipeline.run import RunReport
 
 EXIT_FAILED, EXIT_USAGE, EXIT_ERRORS, EXIT_GATE = 1, 2, 3, 4
+
+_FACTS_TOLD = 5
 
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON summary as the last line of stdout.")
@@ -185,6 +187,17 @@ def _print(summary: Summary, seconds: float) -> None:
 def note(text: str) -> None:
     """Tell the user something on stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+def tell_facts(summary: Summary, replaced: Sequence[str]) -> None:
+    """Book and tell which facts of datasets in a store gave way to others of the same name."""
+    summary.figures["facts_replaced"] = len(replaced)
+    if replaced:
+        names = ", ".join(replaced[:_FACTS_TOLD]) + ("..." if len(replaced) > _FACTS_TOLD else "")
+        note(
+            f"warning: the store had other facts of {names}; the new ones count, "
+            f"older versions keep the old ones (`segmill store history`)"
+        )
 
 
 class Progress:

@@ -23,9 +23,11 @@ from jobs.console import (
     WorkersOption,
     command,
     note,
+    tell_facts,
 )
 
 if TYPE_CHECKING:
+    from pipeline.record import Sample
     from pipeline.runner import Runner
     from pipeline.store import Store
 
@@ -33,8 +35,7 @@ APP = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 SECONDS_AN_IMAGE = 0.002
 SHARD_SAMPLES = 256
 SHARD_BYTES = 64 << 20
-"""Most that a shard's rows may take; a worker holds them two or three times while it writes."""
-IMAGE_BYTES = 200_000
+"""About the most that a shard's rows take, images aside; by the bytes themselves a worker cuts."""
 
 
 @APP.command()
@@ -70,23 +71,22 @@ def ingest(
         from connectors import connector
         from connectors.reading import ReaderFactory
         from pipeline.drive import execute
-        from pipeline.record import EMBEDDED
         from pipeline.run import Run
         from pipeline.runner import Resources, choose
         from pipeline.store import Store
         from pipeline.union import open_source
 
         reader, tree = connector(format_), open_source(src)
-        target = Store.create(store, reader.label_spaces(tree)).with_facts(
-            {format_: reader.facts(tree)}
-        )
+        target = Store.create(store, reader.label_spaces(tree))
+        facts = {format_: reader.facts(tree)}
+        tell_facts(summary, target.facts_replaced(facts))
+        target = target.with_facts(facts)
         splits = tuple(split or ())
         identity = [format_, tree.url, *sorted(splits), f"embed={embed_images}"]
         listing = reader.list(tree, splits)
         if embed_images:
             # Rows with their images are other rows: a store without them is completed.
-            listing = (replace(s, digest=s.digest + EMBEDDED) for s in listing)
-        row = reader.row_bytes + (IMAGE_BYTES if embed_images else 0)
+            listing = map(_embedded, listing)
         run = Run.begin(target, "ingest", kind="truth", identity=identity)
 
         def pick(count: int) -> Runner:
@@ -102,7 +102,7 @@ def ingest(
                 ReaderFactory(format_, tree.url, embed_images),
                 run=run,
                 choose_runner=pick,
-                shard_rows=max(1, min(SHARD_SAMPLES, SHARD_BYTES // row)),
+                shard_rows=max(1, min(SHARD_SAMPLES, SHARD_BYTES // reader.row_bytes)),
                 on_progress=progress.reach,
                 on_listed=progress.listed,
             )
@@ -115,6 +115,14 @@ def ingest(
                 note(f"`segmill store validate {store} --out DIR` writes a page of the findings")
         if report.failed:
             note(f"{report.failed} inputs failed; `segmill store errors {store}` lists them")
+
+
+def _embedded(sample: Sample) -> Sample:
+    """Return the sample of a row with its image; a format may keep the image in every row."""
+    from pipeline.record import EMBEDDED
+
+    there = sample.digest.endswith(EMBEDDED)
+    return sample if there else replace(sample, digest=sample.digest + EMBEDDED)
 
 
 def _validate(summary: Summary, store: Store, runner: Runner, before: list[str]) -> None:

@@ -340,6 +340,7 @@ def merge(
             "--paint/--no-paint", help="Paint a mask for rows that have objects only, to train on."
         ),
     ] = True,
+    max_errors: MaxErrorsOption = "0",
     runner: RunnerOption = "auto",
     address: AddressOption = None,
     workers: WorkersOption = None,
@@ -347,8 +348,8 @@ def merge(
     debug: DebugOption = False,
 ) -> None:
     """Bring the rows of several stores into one, remapped to one label space."""
-    with command("store merge", as_json=as_json, debug=debug) as summary:
-        from jobs.console import note
+    with command("store merge", as_json=as_json, debug=debug, max_errors=max_errors) as summary:
+        from jobs.console import note, tell_facts
         from pipeline.errors import UsageError
         from pipeline.findings import KINDS
         from pipeline.label_space import label_space as find
@@ -380,10 +381,15 @@ def merge(
         summary.figures |= {
             "painted": report.painted,
             "superseded": report.superseded,
+            "held": report.held,
             "shared": dict(report.shared),
             "loss": report.loss.to_dict(),
         }
-        summary.done, summary.skipped = report.rows, report.superseded
+        summary.done, summary.failed = report.rows, report.failed
+        summary.skipped = report.superseded + report.held
+        if report.failed:
+            note(f"{report.failed} rows failed; `segmill store errors {goal}` lists them")
+        tell_facts(summary, report.facts_replaced)
         for line in report.loss.lines():
             note(f"lost: {line}")
         for kind, count in sorted(report.shared.items()):

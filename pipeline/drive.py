@@ -8,7 +8,7 @@ import time
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import compress, islice
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from pipeline.errors import InputError, StoreError
 from pipeline.failures import Failure
 from pipeline.fragment import Fragment, open_fragment
 from pipeline.ledger import Ledger, done_key, row_key
-from pipeline.record import Sample
+from pipeline.plan import Plan
 from pipeline.run import RUNS, Run, RunReport, Shard, ShardWriter, Shelved
 
 if TYPE_CHECKING:
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pipeline.record import Sample
     from pipeline.run import Labeller
     from pipeline.runner import Outcome, Runner
     from pipeline.store import Store, Swap
 
-_PLAN_PART_BYTES: Final = 256 << 10
 _COMMIT_FRAGMENTS: Final = 64
 _COMMIT_SECONDS: Final = 20.0
 
@@ -86,7 +86,7 @@ class _Drive:
         self._told = self._failures_told()
         self._twice: dict[bytes, bool] = {}  # rows that the listing names again -> one was taken
         self._taken: set[bytes] = set()  # rows of adopted orphans
-        self._parts = 0
+        self._plan = Plan(store, run)
         self._last_commit = time.monotonic()
 
     def _find_orphans(self) -> list[_Orphan]:
@@ -125,7 +125,6 @@ class _Drive:
         Of a row that the listing names again, the first counts. Return the samples left to do.
         """
         orphan_of = {label: o for o in self._orphans for label in o.labels}
-        lines: list[bytes] = []
         keys: list[NDArray[np.bytes_]] = []
         open_: list[NDArray[np.bool_]] = []
         feed, seen, todo = iter(samples), 0, 0
@@ -141,22 +140,22 @@ class _Drive:
                     left.append(sample)
                 else:
                     orphan.covered[label] = sample
-            self._write_line(lines, left)
+            self._plan.add(left)
             seen, todo = seen + len(listed), todo + sum(missing)
             on_listed(seen, todo)
         for orphan in self._orphans:
-            self._settle(orphan, lines)
-        self._write_part(lines)
+            self._settle(orphan)
+        self._plan.flush()
         return self._count(keys, open_)
 
-    def _settle(self, orphan: _Orphan, lines: list[bytes]) -> None:
+    def _settle(self, orphan: _Orphan) -> None:
         """Adopt an orphan whose rows are all still to be done; else have them done again."""
         if orphan.labels == orphan.covered.keys() and len(orphan.rows) == len(orphan.labels):
-            self._staged.append(Shelved(orphan.fragment, len(orphan.rows), (), orphan.rows))
+            self._staged.append(Shelved((orphan.fragment,), len(orphan.rows), (), orphan.rows))
             self._report.adopted += len(orphan.rows)
             self._taken.update(orphan.rows)
         else:
-            self._write_line(lines, list(orphan.covered.values()))
+            self._plan.add(list(orphan.covered.values()))
 
     def _count(self, keys: list[NDArray[np.bytes_]], open_: list[NDArray[np.bool_]]) -> int:
         """Sum up the listing: what is left to do, what is skipped, what is named again."""
@@ -172,32 +171,12 @@ class _Drive:
         report.skipped = report.inputs - left
         return left
 
-    def _write_line(self, lines: list[bytes], samples: list[Sample]) -> None:
-        if samples:
-            lines.append(_plan_line(Shard.of(samples)))
-        if sum(map(len, lines)) > _PLAN_PART_BYTES:
-            self._write_part(lines)
-
-    def _write_part(self, lines: list[bytes]) -> None:
-        if lines:
-            self.store.sink().write(self._part(self._parts), b"".join(lines))
-            self._parts += 1
-            lines.clear()
-
-    def _part(self, number: int) -> str:
-        return f"{RUNS}/{self._run.name}/{self._run.attempt}/plan-{number:05d}.jsonl"
-
     def shards(self) -> Iterator[Shard]:
         """Read the plan back, a shard at a time; what the listing names again is left out."""
-        for number in range(self._parts):
-            for line in self.store.tree().read(self._part(number)).splitlines():
-                held = json.loads(line)
-                samples = [Sample(**s) for s in held["samples"]]
-                once = [s for s in samples if self._first(s)] if self._twice else samples
-                if once:
-                    yield (
-                        Shard(held["shard"], tuple(samples)) if once == samples else Shard.of(once)
-                    )
+        for shard in self._plan.shards():
+            once = [s for s in shard.samples if self._first(s)] if self._twice else shard.samples
+            if once:
+                yield shard if len(once) == len(shard.samples) else Shard.of(once)
 
     def _first(self, sample: Sample) -> bool:
         key = row_key(sample.dataset, sample.path)
@@ -230,14 +209,14 @@ class _Drive:
         for sample in shard.samples:
             named = type(error)(sample.path, error.cause, error.mend)
             failures.append(Failure.of(sample, "process", named))
-        return Shelved(None, 0, tuple(failures))
+        return Shelved((), 0, tuple(failures))
 
     def _commit(self) -> None:
         """Commit what is staged: failures first, so that none is lost between the two."""
         staged, self._staged, self._last_commit = self._staged, [], time.monotonic()
         start = time.perf_counter()
         self._tell({_mark(f.dataset, f.path, f.message): f for s in staged for f in s.failures})
-        fragments = [s.fragment for s in staged if s.fragment is not None]
+        fragments = [f for s in staged for f in s.fragments]
         if fragments:
             keys = {key for shelved in staged for key in shelved.keys}
             self._swap_in(fragments, keys)
@@ -259,7 +238,8 @@ class _Drive:
 
         def swap(store: Store) -> Swap:
             if store.version != self._ledger_version:  # another writer was here
-                self._ledger, self._ledger_version = Ledger.of(store), store.version
+                self._ledger.follow(store)
+                self._ledger_version = store.version
             left, gone = self._ledger.displaced(store, keys, fragments)
             return [*fragments, *left], gone
 
@@ -270,8 +250,9 @@ class _Drive:
             "rows": sum(f.rows for f in fragments),
         }
         self.store = before.commit(*swap(before), note=note, rebase=swap)
+        # The ledger lacks the rows just added: a run writes each row once, and asks no more.
+        self._ledger.own.update(f.path for f in fragments)
         if self.store.version == self._ledger_version + 1:
-            # The ledger lacks the rows just added: a run writes each row once, and asks no more.
             self._ledger_version = self.store.version
 
     def finish(self) -> RunReport:
@@ -282,20 +263,11 @@ class _Drive:
         report.version = self.store.version
         report.check_sum()
         text = json.dumps({"inputs": report.inputs, "done": report.done, "failed": report.failed})
-        sink = self.store.sink()
-        sink.write(f"{RUNS}/{self._run.name}/finished.json", text.encode())
-        for number in range(self._parts):
-            sink.remove(self._part(number))
+        self.store.sink().write(f"{RUNS}/{self._run.name}/finished.json", text.encode())
+        self._plan.remove()
         return report
 
 
 def _mark(dataset: str, path: str, message: str, **_: object) -> str:
     """Return what makes two failures of one run the same."""
     return "\0".join((dataset, path, message))
-
-
-def _plan_line(shard: Shard) -> bytes:
-    samples: list[dict[str, Any]] = [
-        {name: getattr(s, name) for name in Sample.__slots__} for s in shard.samples
-    ]
-    return (json.dumps({"shard": shard.name, "samples": samples}) + "\n").encode()

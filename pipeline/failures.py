@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
+from pipeline.record import Sample
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from datetime import datetime
 
-    from pipeline.record import Sample
+    from pipeline.record import Record
     from pipeline.sinks import Sink
 
 _FOLDER: Final = "_errors"
@@ -57,6 +59,13 @@ class Failure:
             error=type(error).__name__,
             message=" ".join(str(error).split()) or type(error).__name__,
         )
+
+    @classmethod
+    def of_row(cls, row: Record, stage: str, error: BaseException) -> Failure:
+        """Return the failure of a store's row."""
+        path = row.image.path or ""
+        named = Sample(row.image_id, path, row.fingerprint, dataset=row.dataset, split=row.split)
+        return cls.of(named, stage, error)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the failure as plain data."""

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.drive import execute
 from pipeline.errors import UsageError
+from pipeline.location import locate
 from pipeline.record import EMBEDDED, Sample
 from pipeline.run import Run, RunReport
-from pipeline.store import locate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

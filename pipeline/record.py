@@ -74,6 +74,9 @@ _COLUMNS: Final = (
     ("extra", pa.string()),
 )
 
+_ROW_BYTES: Final = 1000
+_OBJECT_BYTES: Final = 100
+
 
 def _features() -> dict[str, Any]:
     """Describe the columns to Hugging Face's `datasets`, which then shows images as images."""
@@ -246,6 +249,15 @@ class Record:
             provenance=Provenance("truth", sample.dataset, sample.digest),
             extra=extra,
         )
+
+    @property
+    def held_bytes(self) -> int:
+        """About how many bytes the row takes: those of its cells, run lengths and texts."""
+        cells = (self.image, self.mask, self.confidence, self.depth)
+        size = sum(len(c.bytes) for c in cells if c is not None and c.bytes is not None)
+        objects = self.instances or ()
+        size += sum(_OBJECT_BYTES + len(i.rle or "") + len(i.extra or "") for i in objects)
+        return _ROW_BYTES + size + len(self.extra or "")
 
     def extras(self) -> dict[str, Any]:
         """Return what the source format holds beyond the columns; empty when it holds nothing."""

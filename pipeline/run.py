@@ -4,8 +4,9 @@
     report = execute(store, samples, make_labeller, run=run, choose_runner=choose)    # drive.py
 
 The listing is cut into shards by position, the shards lose what the store holds already, and what
-is left is the plan, written down before work starts. A worker labels a shard and writes its
-fragment under the shard's name; the driver commits fragments as they come. A run that died is taken
+is left is the plan, written down before work starts. A worker labels a shard and writes it under
+the shard's name, as one fragment or as several of bounded size; the driver commits fragments as
+they come. A run that died is taken
 up again under its own name: fragments that it wrote and did not commit are adopted, the rest is
 done. Resume, incremental update and idempotence are this one mechanism.
 """
@@ -27,12 +28,16 @@ from pipeline.ledger import done_key, row_key
 from pipeline.record import Record, Sample, to_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from pipeline.sinks import Sink
     from pipeline.store import Store
 
 RUNS: Final = "_segmill/runs"
+FRAGMENT_BYTES: Final = 64 << 20
+"""Most that a fragment's rows take, but for a single row; a worker holds that a few times over."""
+MOST_ROW_BYTES: Final = 1 << 30
+"""A row that takes more is a failure: Arrow's arrays end at twice that."""
 
 
 class Labeller(Protocol):
@@ -115,9 +120,9 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Shelved:
-    """What a worker hands back for a shard: its fragment (None when all failed) and failures."""
+    """What a worker hands back for a shard: its fragments (none when all failed) and failures."""
 
-    fragment: Fragment | None
+    fragments: tuple[Fragment, ...]
     done: int
     failures: tuple[Failure, ...]
     keys: tuple[bytes, ...] = ()
@@ -144,45 +149,68 @@ class _ShardWorker:
     run: Run
 
     def __call__(self, shard: Shard) -> Shelved:
-        start = time.perf_counter()
-        records, failed, stage = [], [], "label" if self.run.kind != "truth" else "read"
+        start, written = time.perf_counter(), 0.0
+        stage = "label" if self.run.kind != "truth" else "read"
+        failed: list[Failure] = []
+        pile = _Pile(self.sink, self.run, shard)
         for sample, result in self._label(shard.samples):
             if isinstance(result, Record):
-                records.append(self._signed(sample, result))
+                result = _too_large(result) or self._signed(sample, result)
+            if isinstance(result, Record):
+                written += pile.add(result)
             else:
                 failed.append(Failure.of(sample, stage, result))
-        if len(records) + len(failed) != len(shard.samples):
+        if len(pile.keys) + len(failed) != len(shard.samples):
             raise SumMismatch(
-                f"shard {shard.name}: {len(shard.samples)} samples, but {len(records)} records "
+                f"shard {shard.name}: {len(shard.samples)} samples, but {len(pile.keys)} records "
                 f"and {len(failed)} failures"
             )
-        labelled = time.perf_counter()
-        path = fragment_path(self.run, shard)
-        fragment = write_fragment(self.sink, path, to_table(records)) if records else None
-        spent = {"label": labelled - start, "write": time.perf_counter() - labelled}
-        keys = tuple(row_key(r.dataset, r.image.path or "") for r in records)
-        return Shelved(fragment, len(records), tuple(failed), keys, spent)
+        written += pile.write()
+        spent = {"label": time.perf_counter() - start - written, "write": written}
+        return Shelved(
+            tuple(pile.fragments), len(pile.keys), tuple(failed), tuple(pile.keys), spent
+        )
 
-    def _label(self, samples: Sequence[Sample]) -> list[tuple[Sample, Record | InputError]]:
-        """Label samples; an image on which the labeller breaks is found by halving.
+    def _label(self, samples: Sequence[Sample]) -> Iterator[tuple[Sample, Record | InputError]]:
+        """Label samples, held one at a time; an image on which the labeller breaks fails alone.
 
         Raises:
-            Exception: the labeller breaks on every image: not they are the cause.
+            Exception: the labeller breaks, and labels none of the images: not they are the cause.
         """
+        labelled, broke = 0, None
+        for sample, result, error in self._tried(samples):
+            labelled += isinstance(result, Record)
+            broke = broke or error
+            yield sample, result
+        if broke is not None and not labelled and len(samples) > 1:
+            raise broke
+
+    def _tried(
+        self, samples: Sequence[Sample]
+    ) -> Iterator[tuple[Sample, Record | InputError, Exception | None]]:
+        """Label samples; when the labeller breaks, those it left are tried in halves."""
+        settled = set()
         try:
-            return list(self.labeller(samples))
+            for sample, result in self.labeller(samples):
+                settled.add(row_key(sample.dataset, sample.path))
+                yield sample, result, None
+            return
         except SegmillError:
             raise
         except Exception as error:
-            if len(samples) == 1:
-                cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
-                sample = samples[0]
-                return [(sample, InputError(sample.path, cause, "look at the file; please report"))]
-            middle = len(samples) // 2
-            found = self._label(samples[:middle]) + self._label(samples[middle:])
-            if all(isinstance(result, InputError) for _, result in found):
-                raise
-            return found
+            broke = error
+        left = [s for s in samples if row_key(s.dataset, s.path) not in settled]
+        if not left:
+            raise broke
+        if len(samples) == 1:
+            cause = f"{type(broke).__name__}: {' '.join(str(broke).split())}"
+            path = samples[0].path
+            yield samples[0], InputError(path, cause, "look at the file; please report"), broke
+            return
+        middle = max(1, len(left) // 2)
+        for half in (left[:middle], left[middle:]):
+            if half:
+                yield from self._tried(half)
 
     def _signed(self, sample: Sample, record: Record) -> Record:
         """Sign a record with the run, under the identity that it was listed with."""
@@ -198,9 +226,54 @@ class _ShardWorker:
         )
 
 
-def fragment_path(run: Run, shard: Shard) -> str:
-    """Return where a shard's fragment lies, below the store."""
-    return f"data/{run.name}/{run.attempt}/{shard.name}.parquet"
+def _too_large(record: Record) -> InputError | None:
+    """Return why a record fits no row; None when it does."""
+    size = record.held_bytes
+    if size <= MOST_ROW_BYTES:
+        return None
+    cause = f"its row would take {size:,} bytes, and the most is {MOST_ROW_BYTES:,}"
+    return InputError(
+        record.image.path or record.image_id, cause, "keep its image out of the store"
+    )
+
+
+@dataclass(slots=True)
+class _Pile:
+    """The records of a shard that wait to be written, and the fragments that were."""
+
+    sink: Sink
+    run: Run
+    shard: Shard
+    fragments: list[Fragment] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
+    size: int = 0
+
+    def add(self, record: Record) -> float:
+        """Take a record; write those before it when they are enough. Return the seconds of that."""
+        size, spent = record.held_bytes, 0.0
+        if self.size + size > FRAGMENT_BYTES:
+            spent = self.write()
+        self.records.append(record)
+        self.size += size
+        self.keys.append(row_key(record.dataset, record.image.path or ""))
+        return spent
+
+    def write(self) -> float:
+        """Write what waits as one fragment; return the seconds that it took."""
+        start = time.perf_counter()
+        if self.records:
+            path = fragment_path(self.run, self.shard, len(self.fragments))
+            self.fragments.append(write_fragment(self.sink, path, to_table(self.records)))
+            self.records.clear()
+            self.size = 0
+        return time.perf_counter() - start
+
+
+def fragment_path(run: Run, shard: Shard, number: int = 0) -> str:
+    """Return where a shard's fragment lies, below the store: NAME, NAME-1, NAME-2."""
+    name = f"{shard.name}-{number}" if number else shard.name
+    return f"data/{run.name}/{run.attempt}/{name}.parquet"
 
 
 @dataclass(slots=True)

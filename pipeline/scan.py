@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
     from pipeline.fragment import Fragment
+
+_WIDE: Final = frozenset(
+    {"image", "mask", "confidence", "depth", "instances", "extra"}
+    | {f"{blob}.bytes" for blob in ("image", "mask", "confidence", "depth")}
+    | {"instances.rle", "instances.extra"}
+)
+"""Columns that take kilobytes a row and more."""
 
 
 def expressions(names: Iterable[str]) -> dict[str, pc.Expression]:
@@ -86,28 +93,51 @@ def scan_table(
 
 
 def scan_by_fragment(
-    dataset: Dataset, names: Sequence[str], batch_rows: int
+    url: str,
+    options: Mapping[str, str],
+    fragments: Sequence[Fragment],
+    names: Sequence[str],
+    batch_rows: int,
 ) -> Iterator[tuple[str, pa.RecordBatch]]:
     """Read columns with the path of the fragment that holds the rows.
 
     Of `image.path` only the paths are read: the dataset scanner would read the images beside them.
     A field of a list's items (`instances.category`) comes as the list, of items with that field.
+    Where each request takes its time, and the columns are narrow, many fragments are read at once.
     """
+    from pipeline.ahead import Ahead
+
+    files = _file_system(url, options, fragments)
+    if "://" not in url or _WIDE & set(names):
+        for fragment in fragments:
+            with files.open_input_file(fragment.path) as file:
+                for batch in _read_columns(file, names, batch_rows):
+                    yield fragment.path, batch
+        return
+
+    def read(fragment: Fragment) -> list[pa.RecordBatch]:
+        with files.open_input_file(fragment.path) as file:
+            return list(_read_columns(file, names, batch_rows))
+
+    for fragment, batches in zip(fragments, Ahead().map(read, fragments, far=True), strict=True):
+        for batch in batches:
+            yield fragment.path, batch
+
+
+def _read_columns(file: Any, names: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    for fragment in dataset.get_fragments():
-        with fragment.filesystem.open_input_file(fragment.path) as file:
-            parquet = pq.ParquetFile(file, pre_buffer=True)
-            for batch in parquet.iter_batches(batch_rows, columns=[leaf(n) for n in names]):
-                arrays = []
-                for name in names:
-                    column, _, inner = name.partition(".")
-                    array = batch[column]
-                    field = inner and pa.types.is_struct(array.type)
-                    arrays.append(pc.struct_field(array, inner) if field else array)
-                if batch.num_rows:
-                    yield fragment.path, pa.RecordBatch.from_arrays(arrays, names=list(names))
+    parquet = pq.ParquetFile(file, pre_buffer=True)
+    for batch in parquet.iter_batches(batch_rows, columns=[leaf(n) for n in names]):
+        arrays = []
+        for name in names:
+            column, _, inner = name.partition(".")
+            array = batch[column]
+            field = inner and pa.types.is_struct(array.type)
+            arrays.append(pc.struct_field(array, inner) if field else array)
+        if batch.num_rows:
+            yield pa.RecordBatch.from_arrays(arrays, names=list(names))
 
 
 def leaf(name: str) -> str:

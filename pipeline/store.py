@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +24,7 @@ from pipeline.errors import CommitConflict, NotAStore, StoreError, StoreTooNew, 
 from pipeline.failures import append_failures, read_failures, to_table
 from pipeline.fragment import Fragment
 from pipeline.label_space import LabelSpace
+from pipeline.location import appears, locate
 from pipeline.record import COLUMNS, SCHEMA, SCHEMA_VERSION, from_batch
 from pipeline.scan import expressions, open_dataset, scan_by_fragment, scan_sql, scan_table
 from pipeline.tags import is_number, read_tags, write_tag
@@ -49,31 +49,6 @@ _ATTEMPTS: Final = 8
 
 Swap = tuple[list[Fragment], list[Fragment]]
 """Fragments to add, and fragments that they replace."""
-
-
-def _appears(location: str, options: Mapping[str, str] | None) -> bool:
-    """Tell whether a store is there, or is being made there at this moment."""
-    from deltalake import DeltaTable
-
-    for _ in range(10 if os.path.isdir(f"{location}/_delta_log") else 1):
-        if DeltaTable.is_deltatable(location, dict(options or {}) or None):
-            return True
-        time.sleep(0.1)
-    return False
-
-
-def locate(url: str | os.PathLike[str]) -> str:
-    """Return a store's URL in one form: absolute for local paths, without a slash at the end.
-
-    Raises:
-        UsageError: the path holds %-escapes, which the table's library would undo.
-    """
-    text = os.fspath(url).removeprefix("file://")
-    if re.search(r"%[0-9A-Fa-f]{2}", text):
-        raise UsageError(f"a store's path holds no %-escapes: {text}; name it otherwise")
-    if "://" not in text:
-        text = os.path.abspath(text)
-    return text.rstrip("/") or "/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +110,7 @@ class Store:
         if DeltaTable.is_deltatable(location, dict(options or {}) or None):
             store = cls.open(location, options=options)
             return store.with_spaces(described)
-        if os.path.isdir(location) and os.listdir(location) and not _appears(location, options):
+        if os.path.isdir(location) and os.listdir(location) and not appears(location, options):
             raise NotAStore(
                 f"{location}: the directory is not empty and holds no label store; "
                 f"name another path or empty it"
@@ -275,10 +250,14 @@ class Store:
         return scan_table(self._dataset, picked, where, batch_rows)
 
     def scan_fragments(
-        self, columns: Sequence[str], batch_rows: int = 16384
+        self,
+        columns: Sequence[str],
+        batch_rows: int = 16384,
+        only: Sequence[Fragment] | None = None,
     ) -> Iterator[tuple[str, pa.RecordBatch]]:
         """Read columns, or fields of columns, with the path of the fragment that holds the rows."""
-        return scan_by_fragment(self._dataset, columns, batch_rows)
+        there = self.fragments() if only is None else only
+        return scan_by_fragment(self.url, self._options, there, columns, batch_rows)
 
     def rows(self, fragment: Fragment, start: int = 0, stop: int | None = None) -> Iterator[Record]:
         """Read a range of a fragment's rows, whole."""
@@ -298,7 +277,12 @@ class Store:
     def used_spaces(self, where: pc.Expression | str | None = None) -> list[LabelSpace]:
         """Return the label spaces that rows name, by name."""
         found: set[str] = set()
-        for batch in self.scan(["label_space"], where, batch_rows=65536):
+        batches = (
+            (batch for _, batch in self.scan_fragments(["label_space"], 65536))
+            if where is None
+            else self.scan(["label_space"], where, 65536)
+        )
+        for batch in batches:
             found.update(batch["label_space"].unique().to_pylist())
         return [self.space(name) for name in sorted(found)]
 
@@ -345,8 +329,21 @@ class Store:
                 )
         return self._described(new, lambda store: store.with_spaces(spaces))
 
+    def facts_replaced(self, facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        """Return which known facts `with_facts` would replace by others, as "format: name"."""
+        known = self.facts
+        return [
+            f"{name}: {key}"
+            for name, said in sorted(facts.items())
+            for key, value in sorted(said.items())
+            if key in known.get(name, {}) and known[name][key] != json.loads(json.dumps(value))
+        ]
+
     def with_facts(self, facts: Mapping[str, Mapping[str, Any]]) -> Store:
-        """Add what datasets say of themselves as a whole, by format; new facts replace old ones."""
+        """Add what datasets say of themselves as a whole, by format.
+
+        New facts replace old ones, as new rows do; an older version of the store still has those.
+        """
         known = self.facts
         new = {
             _FACTS_KEY + name: json.dumps({**known.get(name, {}), **said}, sort_keys=True)
@@ -485,8 +482,10 @@ class Store:
     def vacuum(self, *, hours: float = 168, delete: bool = False) -> list[str]:
         """Return the files that no version of the last `hours` needs; delete them if told to.
 
-        Orphans of crashed runs are among them; versions that a tag names are kept whole.
+        Orphans and plans of crashed runs are among them; versions that a tag names are kept whole.
         """
+        from pipeline.plan import stale_plans
+
         found: list[str] = self._table.vacuum(
             retention_hours=math.ceil(hours),
             dry_run=not delete,
@@ -494,4 +493,7 @@ class Store:
             full=True,
             keep_versions=sorted(set(self.tags().values())) or None,
         )
-        return found
+        plans, sink = stale_plans(self.tree(), hours), self.sink()
+        for name in plans if delete else ():
+            sink.remove(name)
+        return found + plans

@@ -41,6 +41,7 @@ from pipeline.files import open_sink, open_tree
 from pipeline.label_space import LabelSpace, label_space
 from pipeline.masks import rle_encode
 from pipeline.record import (
+    EMBEDDED,
     SPLITS,
     File,
     Instance,
@@ -233,6 +234,11 @@ class Conformance:
             assert record.provenance == expected
             assert (record.split, record.image_id) == (sample.split, sample.image_id)
             assert (record.image.path, record.fingerprint) == (sample.path, sample.fingerprint)
+
+    def test_digests_say_which_records_hold_their_image(self, tree: Tree) -> None:
+        for sample in self.listed(tree):
+            held = self.connector.read(tree, sample).image.bytes is not None
+            assert sample.digest.endswith(EMBEDDED) == held
 
     def test_records_survive_parquet(self, tree: Tree) -> None:
         records = self.records(tree)

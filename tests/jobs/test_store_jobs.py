@@ -179,3 +179,69 @@ def test_merge_into_unified(tmp_path, capsys):
     stats, _ = call(capsys, "store", "stats", tmp_path / "all")
     assert {line["label_space"] for line in stats["classes"]} == {"unified"}
     assert stats["rows"] == 6
+
+
+def test_merge_counts_rows_that_fail_and_those_that_are_there(tmp_path, capsys):
+    rows = broken.good_rows(tmp_path)
+    rows[1] = replace(rows[1], mask=replace(rows[1].mask, bytes=b"torn"))
+    store = broken.store_of(tmp_path, rows, pieces=3)
+    args = ["store", "merge", store.url, tmp_path / "all", "--label-space", "unified"]
+    summary, said = call(capsys, *args, code=3)
+    assert (summary["inputs"], summary["done"], summary["failed"]) == (6, 5, 1)
+    assert "1 rows failed" in said
+    summary, _ = call(capsys, *args, "--max-errors", "1")
+    assert (summary["done"], summary["skipped"], summary["failed"]) == (1, 4, 1)
+    listed, _ = call(capsys, "store", "errors", tmp_path / "all")
+    assert [e["image_id"] for e in listed["errors"]] == [rows[1].image_id]
+
+
+def test_images_that_a_format_keeps_anyway_are_not_ingested_again(tmp_path, capsys):
+    from tests.connectors.test_nyuv2_mat import write_tree
+
+    write_tree(tmp_path)
+    args = ["ingest", tmp_path, tmp_path / "s", "--format", "nyuv2-mat"]
+    summary, _ = call(capsys, *args)
+    assert (summary["done"], summary["skipped"]) == (4, 0)
+    for more in (["--embed-images"], []):
+        summary, _ = call(capsys, *args, *more)
+        assert (summary["done"], summary["skipped"]) == (0, 4)
+
+
+def test_embedded_images_are_cut_by_their_bytes(tmp_path, capsys, monkeypatch):
+    from pipeline.store import Store
+
+    write_dataset(tmp_path / "data", 12, height=48, width=64, seed=3, splits=(12, 0, 0))
+    monkeypatch.setattr("pipeline.run.FRAGMENT_BYTES", 30_000)
+    args = ["ingest", tmp_path / "data", tmp_path / "s", "--format", "camvid-11", "--embed-images"]
+    summary, _ = call(capsys, *args)
+    assert summary["done"] == 12
+    store = Store.open(tmp_path / "s")
+    sizes = [sum(len(r.image.bytes) for r in store.rows(f)) for f in store.fragments()]
+    assert len(sizes) > 2
+    assert max(sizes) <= 30_000
+
+
+def test_facts_that_give_way_to_others_are_told(tmp_path, capsys):
+    """Two datasets of one format in a store, with files of the same names and other licences."""
+    from pipeline.store import Store
+    from tests.connectors.coco_tree import dataset
+
+    for name in ("a", "b"):
+        text = dataset([], [], licenses=[{"id": 1, "name": name}])
+        (tmp_path / name / "annotations").mkdir(parents=True)
+        (tmp_path / name / "annotations/instances_val2017.json").write_text(text)
+        (tmp_path / name / "val2017").mkdir()
+    args = ["--format", "coco-instances"]
+    told = "the store had other facts of coco-instances: instances_val2017"
+    for source, store, replaced in (("a", "s", 0), ("a", "s", 0), ("b", "s", 1), ("a", "t", 0)):
+        summary, said = call(capsys, "ingest", tmp_path / source, tmp_path / store, *args)
+        assert summary["facts_replaced"] == replaced
+        assert (told in said) == bool(replaced)
+    store = Store.open(tmp_path / "s")
+    assert "'b'" in str(store.facts)
+    assert "'a'" in str(Store.open(store.url, 1).facts)
+    space = ["--label-space", "coco-80"]
+    merge = ["store", "merge", tmp_path / "s", tmp_path / "t", tmp_path / "all", *space]
+    summary, said = call(capsys, *merge)
+    assert summary["facts_replaced"] == 1
+    assert told in said

@@ -213,6 +213,88 @@ def test_objects_with_bad_run_lengths_are_kept_and_counted(tmp_path):
     assert report.loss.attributes[PAINTED] == report.loss.attributes[UNPAINTED] == 1
 
 
+def spoiled(row: Record, how: str) -> Record:
+    """Return a row that cannot be moved into another label space."""
+    if how == "torn mask":
+        return replace(row, mask=File(bytes=row.mask.bytes[:40]))
+    stray = Instance(1, 60_000 if how == "no such class" else -(1 << 30), None, None, rle="04")
+    return replace(row, instances=(stray,))
+
+
+@pytest.mark.parametrize("how", ["torn mask", "no such class", "class out of range"])
+def test_a_row_that_cannot_be_moved_fails_alone_and_is_told_once(tmp_path, how):
+    rows = [dense_row(tmp_path, "camvid-11", n) for n in range(6)]
+    rows[2] = spoiled(rows[2], how)
+    source, make = put(tmp_path / "s", rows, 3), into(tmp_path / "all")
+    merged, report = merge([source], make, UNIFIED)
+    assert (merged.count(), report.rows, report.held, report.failed) == (5, 5, 0, 1)
+    for _ in range(2):
+        again, report = merge([source], make, UNIFIED)
+        # The bad row is tried again, with its neighbour; the rest is left alone.
+        assert (report.rows, report.held, report.failed) == (1, 4, 1)
+        assert again.version == merged.version
+        (failure,) = again.failures().to_pylist()
+    assert failure["stage"] == "merge"
+    assert (failure["dataset"], failure["image_id"]) == ("camvid-11", rows[2].image_id)
+    assert failure["path"] == rows[2].image.path
+    assert sorted(r.image_id for r in again.records()) == sorted(
+        r.image_id for r in rows if r is not rows[2]
+    )
+
+
+def test_a_repeated_merge_reads_no_row_that_the_target_holds(sources, tmp_path, monkeypatch):
+    make = into(tmp_path / "all")
+    first, _ = merge(sources, make, UNIFIED)
+    read, whole = [], Store.rows
+    monkeypatch.setattr(Store, "rows", lambda s, *args: read.append(args) or whole(s, *args))
+    again, report = merge(sources, make, UNIFIED)
+    assert (report.rows, report.held, read) == (0, 39, [])
+    assert again.version == first.version
+    more = put(tmp_path / "more", [dense_row(tmp_path, "voc-21", 800)], 1)
+    _, report = merge([*sources, more], make, UNIFIED)
+    assert (report.rows, report.held) == (1, 39)
+    compare = into(tmp_path / "unpainted")
+    merge(sources, compare, UNIFIED, paint=False)
+    _, report = merge(sources, compare, UNIFIED)
+    assert report.rows == 39
+
+
+def test_a_merge_by_another_remap_is_made_anew(sources, tmp_path, monkeypatch):
+    from pipeline import relabel
+
+    make, find = into(tmp_path / "all"), relabel.find_remap
+    merge(sources[:2], make, UNIFIED)
+
+    def other(source, target):
+        remap = find(source, target)
+        lut = remap.lut.copy()
+        lut[:5] = 255
+        return replace(remap, lut=lut) if source.name == "voc-21" else remap
+
+    monkeypatch.setattr(relabel, "find_remap", other)
+    merged, report = merge(sources[:2], make, UNIFIED)
+    assert (report.rows, report.held, merged.count()) == (5, 5, 10)
+
+
+def test_a_task_names_the_superseded_rows_of_its_own_fragment(tmp_path):
+    """Of 600 rows in six fragments, among them keys that end in a zero byte."""
+    from pipeline.ledger import row_key
+    from pipeline.merging import MergeReport, _survey, _tasks
+    from tests.samples import record_of, sample
+
+    rows = [record_of(sample(f"i{n:03d}")) for n in range(600)]
+    keys = {row_key(r.dataset, r.image.path) for r in rows}
+    assert any(key.endswith(b"\0") for key in keys)
+    sources = [put(tmp_path / "old", rows, 6), put(tmp_path / "new", rows[50:], 1)]
+    tasks = list(_tasks(sources, _survey(sources, MergeReport()), [b"", b""]))
+    assert [len(t.superseded) for t in tasks] == [50, *[100] * 5, 0]
+    assert frozenset().union(*(t.superseded for t in tasks)) == {
+        row_key(r.dataset, r.image.path) for r in rows[50:]
+    }
+    merged, report = merge(sources, into(tmp_path / "all"), UNIFIED)
+    assert (merged.count(), report.rows, report.superseded) == (600, 600, 550)
+
+
 def test_the_result_does_not_depend_on_the_workers(sources, tmp_path):
     stores = [
         merge(sources, into(tmp_path / f"all{n}"), UNIFIED, runner=LocalRunner(n))[0]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 
@@ -11,22 +12,8 @@ from pipeline.ledger import Ledger
 from pipeline.run import Run, Shard, fragment_path
 from pipeline.runner import LocalRunner, RayRunner, Resources
 from pipeline.store import Store
+from tests.pipeline.run_jobs import NAMES, run_job
 from tests.samples import SPACE, Labelling, record_of, sample
-
-
-def run_job(store, samples, labeller=None, runner=None, **options):
-    """Run a toy label job and return its report and the newest snapshot."""
-    run = Run.begin(store, "toy", kind="truth", identity=["x"])
-    report = execute(
-        store,
-        samples,
-        labeller or Labelling(),
-        run=run,
-        choose_runner=lambda count: runner or LocalRunner(2),
-        shard_rows=options.pop("shard_rows", 3),
-        **options,
-    )
-    return report, store.latest()
 
 
 def label_rows(store):
@@ -38,9 +25,6 @@ def label_rows(store):
 @pytest.fixture
 def store(tmp_path):
     return Store.create(tmp_path / "labels", [SPACE])
-
-
-NAMES = [f"i{n:02d}" for n in range(10)]
 
 
 def test_every_input_is_done_or_failed(store):
@@ -116,7 +100,7 @@ def test_a_run_that_died_is_taken_up_under_its_name(store, tmp_path, committed):
     worker = ShardWriter(Labelling(log=log), store.sink(), run)()
     written = [worker(shard) for shard in worker_input]
     if committed:
-        store.commit([written[0].fragment])
+        store.commit(written[0].fragments)
     (tmp_path / "labels" / "data" / run.name / "torn.parquet").write_bytes(b"PAR1 torn")
     report, after = run_job(store.latest(), map(sample, NAMES), Labelling(log=log))
     assert report.resumed
@@ -169,7 +153,7 @@ def test_fragments_that_were_replaced_do_not_come_back(store):
 
     run = Run.begin(store, "toy", kind="truth", identity=["x"])
     made = ShardWriter(Labelling(), store.sink(), run)()(Shard.of([sample(n) for n in NAMES[:3]]))
-    store.commit([made.fragment])
+    store.commit(made.fragments)
     other = Run.begin(store.latest(), "other", kind="truth", identity=["y"])
     newer = [sample(n, "f1") for n in NAMES[:3]]
     execute(
@@ -199,8 +183,6 @@ def test_what_a_gated_run_adopts_stays_unseen_until_the_end(store):
 
 
 def test_an_image_in_two_splits_stays_where_it_was_listed_first(store):
-    from dataclasses import replace
-
     listing = [sample(n) for n in NAMES]
     listing.append(replace(listing[0], split="val", digest="other"))
     for turn in range(3):
@@ -320,3 +302,60 @@ def test_fragment_path_is_below_the_run():
 
 def test_record_of_is_what_the_samples_say():
     assert record_of(sample("a")).image.path == sample("a").path
+
+
+def test_a_ledger_that_follows_knows_what_one_read_anew_knows(store, monkeypatch):
+    """Rows come, are replaced and are joined; of each snapshot only the new fragments are read."""
+    from pipeline.upkeep import compact
+
+    _, at = run_job(store, map(sample, NAMES[:4]))
+    ledger = Ledger.of(at)
+    read, whole = [], Store.scan_fragments
+
+    def scan(self, columns, batch_rows=16384, only=None):
+        read.extend(f.path for f in only or ())
+        return whole(self, columns, batch_rows, only)
+
+    steps = [
+        lambda now: run_job(now, map(sample, NAMES))[1],
+        lambda now: run_job(now, [sample(n, "f1") for n in NAMES[2:7]])[1],
+        lambda now: compact(now)[0],
+        lambda now: run_job(now, [sample(n, digest="d1") for n in NAMES[:1]])[1],
+    ]
+    for step in steps:
+        before, now = at, step(at)
+        read.clear()
+        monkeypatch.setattr(Store, "scan_fragments", scan)
+        ledger.follow(now)
+        monkeypatch.undo()
+        old = {f.path for f in before.fragments()}
+        assert sorted(read) == sorted(f.path for f in now.fragments() if f.path not in old)
+        fresh = Ledger.of(now)
+        for mine, theirs in ((ledger.rows, fresh.rows), (ledger.done, fresh.done)):
+            assert mine.keys.tolist() == theirs.keys.tolist()
+            assert [ledger.paths[n] for n in mine.homes] == [fresh.paths[n] for n in theirs.homes]
+        at = now
+
+
+def test_another_writers_commits_do_not_have_the_whole_ledger_read_again(store, monkeypatch):
+    """The other commits after every shard of the first, and at last replaces a row of its."""
+    reads, whole, others = [], Ledger.of, []
+
+    def other(done, total):
+        others.append(done)
+        name = f"o{done}" if done < 9 else "i00"
+        run = Run.begin(store.latest(), "other", kind="truth", identity=[str(done)])
+        execute(
+            store.latest(), [sample(name, "f9")], Labelling(7), run=run,
+            choose_runner=lambda count: LocalRunner(1),
+        )  # fmt: skip
+
+    _, first = run_job(store, map(sample, NAMES[:4]))
+    monkeypatch.setattr("pipeline.drive._COMMIT_FRAGMENTS", 1)
+    monkeypatch.setattr(Ledger, "of", lambda store: reads.append(store) or whole(store))
+    run_job(first, [sample(n, "f2") for n in NAMES], runner=LocalRunner(1), on_progress=other)
+    assert len(reads) == 1 + len(others) > 3
+    after = store.latest()
+    found = {r.image_id: r.fingerprint for r in after.records()}
+    assert after.count() == len(found)
+    assert {n for n, f in found.items() if f == "f2"} >= set(NAMES[1:])

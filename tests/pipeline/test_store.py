@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import threading
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -262,3 +263,41 @@ def test_merge_remaps_and_replaces(store, tmp_path):
     assert {c.id for r in merged.records() for c in r.classes} == {road}
     again, _ = merge([store], make, unified)
     assert again.count() == 4
+
+
+class Counted:
+    """A file system on which three files must be opened at once, past the first."""
+
+    def __init__(self, files, at_once: int) -> None:
+        self._files, self._meet = files, threading.Barrier(at_once)
+        self._lock, self._opened = threading.Lock(), 0
+
+    def open_input_file(self, path: str):
+        with self._lock:
+            self._opened += 1
+            first = self._opened == 1
+        if not first:
+            self._meet.wait(timeout=10)
+        return self._files.open_input_file(path)
+
+
+def test_far_fragments_are_opened_many_at_once_and_come_in_order(tmp_path, monkeypatch):
+    from pipeline import scan
+
+    empty = Store.create(tmp_path / "s", [SPACE])
+    store = empty.commit([put(empty, f"f{n}", [f"{n}a", f"{n}b"]) for n in range(7)])
+    plain = list(store.scan_fragments(["image_id", "image.path"]))
+    assert [b["image_id"].to_pylist() for _, b in plain] == [[f"{n}a", f"{n}b"] for n in range(7)]
+    local = scan._file_system(store.url, {}, store.fragments())
+    for names, at_once in ((["image_id", "image.path"], 3), (["image_id", "mask.bytes"], 1)):
+        files = Counted(local, at_once)
+        monkeypatch.setattr(scan, "_file_system", lambda *_, files=files: files)
+        found = scan.scan_by_fragment("s3://far", {}, store.fragments(), names, 1)
+        assert [(path, b["image_id"].to_pylist()) for path, b in found] == [
+            (f"data/t/f{n}.parquet", [f"{n}{x}"]) for n in range(7) for x in "ab"
+        ]
+
+
+def test_label_spaces_that_rows_name(store):
+    assert Store.create(store.url, [label_space("voc-21")]).used_spaces() == [SPACE]
+    assert store.used_spaces("split = 'val'") == store.used_spaces(pc.field("height") < 0) == []

@@ -1,0 +1,174 @@
+"""What a run writes: its plan, and shards as fragments of bounded size."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pipeline.run import Run, Shard
+from pipeline.runner import LocalRunner
+from pipeline.store import Store
+from tests.pipeline.run_jobs import NAMES, run_job
+from tests.samples import SPACE, Labelling, sample
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store.create(tmp_path / "labels", [SPACE])
+
+
+def plans_of(store):
+    return sorted(e.name for e in store.tree().walk("_segmill/runs") if "/plan-" in e.name)
+
+
+def test_a_plan_of_many_parts_comes_back_and_is_compressed(store, monkeypatch):
+    from pipeline.plan import Plan
+
+    monkeypatch.setattr("pipeline.plan.PART_BYTES", 3000)
+    run = Run.begin(store, "toy", kind="truth", identity=["x"])
+    plan, shards = Plan(store, run), []
+    for n in range(20):
+        noted = replace(sample(f"ü{n}", "f\n"), payload={"note": "x" * 500, "n": [n, None]})
+        shards.append(Shard.of([noted, sample(f"j{n}")]))
+        plan.add(list(shards[-1].samples))
+        plan.add([])
+    plan.flush()
+    assert list(plan.shards()) == shards
+    sizes = [store.tree().entry(name).size for name in plans_of(store)]
+    assert len(sizes) == 5
+    assert sum(sizes) < 20 * 500 / 4
+    plan.remove()
+    assert plans_of(store) == []
+
+
+def test_a_finished_run_leaves_no_plan_of_its_attempts(store):
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run_job(store.latest(), map(sample, NAMES), runner=LocalRunner(1), on_progress=stop)
+    assert len(plans_of(store)) == 2
+    report, _ = run_job(store.latest(), map(sample, NAMES))
+    assert report.resumed
+    assert plans_of(store) == []
+
+
+def test_vacuum_takes_plans_of_finished_runs_and_of_old_attempts(store):
+    from pipeline.plan import Plan
+
+    runs = [Run.begin(store, "toy", kind="truth", identity=[x]) for x in "abc"]
+    runs[1] = replace(runs[1], attempt=f"{1:x}-77")
+    for run in runs:
+        plan = Plan(store, run)
+        plan.add([sample("i00")])
+        plan.flush()
+    store.sink().write(f"_segmill/runs/{runs[0].name}/finished.json", b"{}")
+    before = plans_of(store)
+    listed = [f for f in store.vacuum() if "/plan-" in f]
+    assert [name.split("/")[2] for name in listed] == sorted(r.name for r in runs[:2])
+    assert plans_of(store) == before
+    store.vacuum(delete=True)
+    assert [name.split("/")[2] for name in plans_of(store)] == [runs[2].name]
+
+
+def test_a_driver_whose_plan_another_took_away_says_so(store):
+    from pipeline.errors import StoreError
+
+    class Late(Labelling):
+        def label(self, samples):
+            if samples[0].image_id == "i00":
+                run_job(store.latest(), map(sample, NAMES), Labelling(value=5))
+            return super().label(samples)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.plan.PART_BYTES", 1)
+        with pytest.raises(StoreError, match="another process finished run"):
+            run_job(store, map(sample, NAMES), Late(), LocalRunner(1))
+    report, after = run_job(store.latest(), map(sample, NAMES))
+    assert (report.inputs, report.skipped, after.count()) == (10, 10, 10)
+
+
+class Heavy(Labelling):
+    """Labels rows of which each takes 1,000 bytes more than a row without an image."""
+
+    def label(self, samples):
+        for listed, record in super().label(samples):
+            image = replace(record.image, bytes=bytes(1000)) if hasattr(record, "image") else None
+            yield listed, replace(record, image=image) if image else record
+
+
+def test_a_shard_of_many_bytes_becomes_several_fragments(store, tmp_path, monkeypatch):
+    size = next(iter(Heavy().label([sample("i00")])))[1].held_bytes
+    assert 2000 < size < 4000
+    monkeypatch.setattr("pipeline.run.FRAGMENT_BYTES", 3 * size + 10)
+    bad = frozenset({"i01"})
+    _, after = run_job(store, map(sample, NAMES), Heavy(bad=bad), shard_rows=8)
+    fragments = after.fragments()
+    assert sorted(f.rows for f in fragments) == [1, 2, 3, 3]
+    stem = Shard.of([sample(n) for n in NAMES[:8]]).name
+    names = {f.path.split("/")[-1] for f in fragments}
+    assert {f"{stem}{tail}.parquet" for tail in ("", "-1", "-2")} < names
+    assert sorted(r.image_id for r in after.records()) == [n for n in NAMES if n not in bad]
+    other = Store.create(tmp_path / "other", [SPACE])
+    _, again = run_job(other, map(sample, NAMES), Heavy(bad=bad), LocalRunner(1), shard_rows=8)
+    assert names == {f.path.split("/")[-1] for f in again.fragments()}
+    assert sorted(f.size for f in fragments) == sorted(f.size for f in again.fragments())
+
+
+def test_of_a_shard_that_died_half_written_the_fragments_are_adopted(store, tmp_path, monkeypatch):
+    from pipeline.run import ShardWriter
+
+    def dies(name):
+        if name == "i05":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.run.FRAGMENT_BYTES", 1)
+    log = str(tmp_path / "log")
+    run = Run.begin(store, "toy", kind="truth", identity=["x"])
+    with pytest.raises(KeyboardInterrupt):
+        ShardWriter(Heavy(log=log, fatal=dies), store.sink(), run)()(
+            Shard.of([sample(n) for n in NAMES])
+        )
+    report, after = run_job(store.latest(), map(sample, NAMES), Heavy(log=log), shard_rows=10)
+    assert (report.adopted, report.done, report.failed) == (4, 6, 0)
+    assert sorted(r.image_id for r in after.records()) == NAMES
+    # The one that was labelled and not written is labelled again.
+    assert sorted((tmp_path / "log").read_text().split()) == sorted([*NAMES, "i04"])
+
+
+def test_a_row_that_no_array_holds_is_a_failure(store, monkeypatch):
+    size = next(iter(Heavy().label([sample("i00")])))[1].held_bytes
+    monkeypatch.setattr("pipeline.run.MOST_ROW_BYTES", size - 1)
+    monkeypatch.setattr("pipeline.run.FRAGMENT_BYTES", 1)
+
+    class Mixed(Heavy):
+        def label(self, samples):
+            yield from Heavy.label(self, samples[:1])
+            yield from Labelling.label(self, samples[1:])
+
+    report, after = run_job(store, map(sample, NAMES), Mixed(), shard_rows=10)
+    assert (report.done, report.failed, after.count()) == (9, 1, 9)
+    assert "its row would take" in after.failures().to_pylist()[0]["message"]
+
+
+def test_images_side_by_side_on_which_the_labeller_breaks_fail_alone(store):
+    def breaks(name):
+        if name in {"i04", "i05", "i06"}:
+            raise RuntimeError("no such thing")
+
+    labeller = Labelling(fatal=breaks, bad=frozenset({"i03"}))
+    report, after = run_job(store, map(sample, NAMES), labeller, shard_rows=10)
+    assert (report.done, report.failed) == (6, 4)
+    assert sorted(r.image_id for r in after.records()) == [*NAMES[:3], *NAMES[7:]]
+
+
+def test_what_was_labelled_before_the_labeller_broke_is_not_labelled_again(store, tmp_path):
+    def breaks(name):
+        if name == "i05":
+            raise RuntimeError("no such thing")
+
+    log = tmp_path / "log"
+    run_job(store, map(sample, NAMES), Labelling(fatal=breaks, log=str(log)), shard_rows=10)
+    assert sorted(log.read_text().split()) == [n for n in NAMES if n != "i05"]
