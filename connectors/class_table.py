@@ -139,6 +139,8 @@ def _unescape(name: str) -> str:
 
 
 def write_classes(sink: Sink, prefix: str, space: LabelSpace, native: str | None = None) -> None:
-    """Write the class table of a space, unless it is the format's own."""
+    """Write the class table of a space; remove an earlier run's where it is the format's own."""
     if native is None or space != label_space(native):
         sink.write(prefix + NAME, render(space).encode())
+    else:
+        sink.remove(prefix + NAME)
