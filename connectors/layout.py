@@ -7,6 +7,7 @@ import io
 import re
 from typing import TYPE_CHECKING, Final, cast
 
+from connectors.incomplete import refuse_incomplete
 from pipeline.errors import InputError, LayoutError
 from pipeline.remote import RemoteTree
 
@@ -30,13 +31,15 @@ def find_root(tree: Tree, expected: str, fits: Callable[[Collection[str]], bool]
     It may lie three levels down; the highest level that has one counts.
 
     Raises:
-        LayoutError: none fits, or more than one on the same level.
+        LayoutError: none fits, or more than one on the same level, or it is not written to its end.
     """
-    level = [""]
+    level, seen = [""], dict[str, list[str]]()
     for depth in range(_LEVELS + 1):
         listed = [(prefix, tree.names(prefix.rstrip("/"))) for prefix in level]
         found = [prefix for prefix, names in listed if fits(names)]
+        seen |= listed
         if len(found) == 1:
+            refuse_incomplete(tree, found[0], seen)
             return found[0]
         if found:
             several = ", ".join(found)
@@ -48,6 +51,7 @@ def find_root(tree: Tree, expected: str, fits: Callable[[Collection[str]], bool]
                 for name in names
                 if not _FILE_NAME.search(name) and tree.isdir(prefix + name)
             ][:_BREADTH]
+    refuse_incomplete(tree, "", seen)
     raise LayoutError(f"{tree.url}: expected {expected}, here or up to {_LEVELS} folders down")
 
 
