@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Final
 
-from pipeline.errors import CorruptImage, MissingFile
+from pipeline.errors import CorruptImage, MissingFile, UnsafePath
 from pipeline.files import read_url
 from pipeline.images import decode, header
 
@@ -44,7 +45,7 @@ def put_image(
     nothing, and as JPEG of quality 95 where it is not (counted as "images_reencoded").
 
     Raises:
-        InputError: the image is gone or damaged.
+        InputError: the image is gone or damaged, or lies where it would be written.
     """
     path = record.image.path or record.image_id
     data = record.image.bytes
@@ -56,12 +57,32 @@ def put_image(
     upright = record.extras().get("orientation", 1) != 1 if record.extra else False
     if head.format in formats and not upright:
         name = stem + SUFFIXES[head.format]
+        _spare(sink, name, path)
         sink.write(name, data)
         return name, {}
     lossless = "png" in formats
     name = stem + (".png" if lossless else ".jpg")
+    _spare(sink, name, path)
     sink.write(name, _encode(data, path, lossless=lossless, upright=upright))
     return name, {} if lossless else {"images_reencoded": 1}
+
+
+def _spare(sink: Sink, name: str, source: str) -> None:
+    """Make sure that a record's own image is not written over, nor its labels with it.
+
+    Raises:
+        UnsafePath: it would be.
+    """
+    target = sink.url_of(name)
+    if target != source:
+        if sink.far or source[:1] != "/" or not os.path.exists(target):
+            return
+        folder, _, last = target.rpartition("/")
+        if f"{os.path.realpath(folder)}/{last}" != os.path.realpath(source):
+            return
+    raise UnsafePath(
+        target, "the dataset would be written over this image of its source", "write it elsewhere"
+    )
 
 
 def pixels_of(record: Record) -> NDArray[np.uint8]:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from connectors.camvid import CAMVID_11
 from connectors.image_files import put_image
-from pipeline.errors import CorruptImage, MissingFile
+from pipeline.errors import CorruptImage, MissingFile, UnsafePath
 from pipeline.files import open_sink, open_tree
 from pipeline.label_space import label_space
 from pipeline.record import File
@@ -119,3 +119,16 @@ def test_images_that_cannot_be_put(tmp_path: Path) -> None:
         with pytest.raises(CorruptImage):
             put_image(sink, "x", record_with(data), ("png",))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("through", ["", "link/", "x/../"])
+def test_an_image_is_not_written_over_itself(tmp_path: Path, through: str) -> None:
+    data = encoded("RGB", "PNG")
+    put(tmp_path, "x/a.png", data)
+    (tmp_path / "link").symlink_to(".")
+    record = record_with(None, f"{tmp_path}/{through}x/a.png")
+    for sink in (open_sink(str(tmp_path)), open_sink(f"{tmp_path}/link")):
+        for formats in (("png",), ("bmp", "png")):
+            with pytest.raises(UnsafePath, match="its source"):
+                put_image(sink, "x/a", record, formats)
+    assert put_image(open_sink(str(tmp_path)), "y/a", record, ("png",)) == ("y/a.png", {})

@@ -28,10 +28,12 @@ def maskdir(root: Path) -> Path:
     return root
 
 
-def test_a_stopped_run_leaves_nothing_that_reads_as_whole(tmp_path, capsys, monkeypatch) -> None:
+def test_a_stopped_run_leaves_nothing_that_reads_as_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, target = maskdir(tmp_path / "in"), tmp_path / "out"
-    words = ("convert", source, target, "--from", "maskdir", "--to", "camvid", "--runner", "local")
-    words = (*words, "--label-space", "keep")
+    how = ("--runner", "local", "--label-space", "keep")
+    words = ("convert", source, target, "--from", "maskdir", "--to", "camvid", *how)
 
     def stop(*_: object) -> None:
         raise OSError("no space left on device")
@@ -82,7 +84,7 @@ def test_native_classes_replace_an_earlier_table(tmp_path: Path, name: str) -> N
         assert writer.label_spaces(open_tree(str(tmp_path))) == (space,)
 
 
-def test_errors_of_an_earlier_run_go(tmp_path, capsys) -> None:
+def test_errors_of_an_earlier_run_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, target = maskdir(tmp_path / "in"), tmp_path / "out"
     image = source / "images/train/b.png"
     held = image.read_bytes()
