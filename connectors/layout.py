@@ -8,7 +8,7 @@ import re
 from typing import TYPE_CHECKING, Final, cast
 
 from connectors.incomplete import refuse_incomplete
-from pipeline.errors import InputError, LayoutError
+from pipeline.errors import InputError, LayoutError, UnsafePath
 from pipeline.remote import RemoteTree
 
 if TYPE_CHECKING:
@@ -80,10 +80,15 @@ class Fingerprints:
         return self.find(name) or MISSING
 
     def find(self, name: str) -> str | None:
-        """Return a file's fingerprint, None when it is not there."""
+        """Return a file's fingerprint, None when it is not there.
+
+        A link out of the tree is `MISSING`: labels behind one are not left out, but fail at `read`.
+        """
         if self._walk is None or name < self._last:
             try:
                 return self._tree.entry(name).fingerprint
+            except UnsafePath:
+                return MISSING
             except InputError:
                 return None
         self._last = name

@@ -61,6 +61,18 @@ def test_fingerprints_in_any_order(tmp_path: Path, kind: str) -> None:
     assert Fingerprints(tree, "nowhere").of("nowhere/a") == MISSING
 
 
+def test_a_label_behind_a_link_out_of_the_tree_is_missing_not_absent(tmp_path: Path) -> None:
+    put(tmp_path, "away/masks/a.png", "")
+    put(tmp_path, "data/masks/b.png", "")
+    (tmp_path / "data/masks/a.png").symlink_to(tmp_path / "away/masks/a.png")
+    (tmp_path / "data/more").symlink_to(tmp_path / "away/masks")
+    tree = open_tree(str(tmp_path / "data"))
+    asked = ("masks/a.png", "masks/b.png", "masks/c.png", "more/a.png")
+    found = [Fingerprints(tree, "masks").find(name) for name in asked]
+    there = tree.entry("masks/b.png").fingerprint
+    assert found == [MISSING, there, None, MISSING]
+
+
 def test_digest_tells_its_parts_apart() -> None:
     texts = [digest("voc", 1, "ab", "c"), digest("voc", 1, "a", "bc"), digest("voc", 2, "ab", "c")]
     assert len({*texts, digest("camvid", 1, "ab", "c")}) == 4
