@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
-from pipeline.errors import CorruptImage, MissingFile, UnsafePath
+from pipeline.errors import CorruptImage, MissingFile, SizeMismatch, UnsafePath
 from pipeline.files import read_url
 from pipeline.images import decode, header
 
@@ -45,13 +45,21 @@ def put_image(
     nothing, and as JPEG of quality 95 where it is not (counted as "images_reencoded").
 
     Raises:
-        InputError: the image is gone or damaged, or lies where it would be written.
+        InputError: the image is gone, damaged or of another size than its labels, or it lies where
+            it would be written.
     """
     path = record.image.path or record.image_id
     data = record.image.bytes
     if data is None:
         data = _fetch(record)
     head = header(data, path)
+    if (record.height, record.width) not in ((head.height, head.width), head.upright()):
+        raise SizeMismatch(
+            path,
+            f"the image has {head.width}x{head.height} pixels, its labels are for "
+            f"{record.width}x{record.height}: it was replaced after they were read",
+            "restore it, or ingest the dataset again",
+        )
     # Labels made on the upright image would not fit the stored pixel grid; other readers of the
     # format do not all turn it.
     upright = record.extras().get("orientation", 1) != 1 if record.extra else False
