@@ -111,7 +111,7 @@ def _depths(record: Record, arrays: dict[str, NDArray[Any]]) -> dict[str, int]:
     if record.depth.bytes is None:
         return {"depth": 1}
     shape = arrays["images"].shape[:2]
-    pages = depth.decode(record.depth.bytes, record.image_id)
+    pages = depth.decode(record.depth.bytes, record.depth.path or record.image_id)
     if pages[0].shape != shape:
         return {"depth": 1}
     usual = 1.0 if pages[0].dtype == np.float32 else 0.001
