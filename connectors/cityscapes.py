@@ -191,7 +191,7 @@ class Cityscapes:
         """Write a record's photo and its four label files.
 
         Raises:
-            UsageError: the label space has ids beyond 8 bits, or objects of classes beyond 65.
+            UsageError: the label space has ids beyond 8 bits.
         """
         own = record.dataset == self.format
         extra = record.extras() if own else {}
