@@ -17,7 +17,7 @@ from connectors.cityscapes_names import decoded, encoded
 from pipeline import masks
 from pipeline.errors import (
     BadAnnotation,
-    LayoutError,
+    InputError,
     MissingFile,
     UnknownName,
     UnsafePath,
@@ -406,10 +406,17 @@ def test_digest_follows_every_label_file(tmp_path: Path) -> None:
 
 
 def test_names_that_no_order_can_merge(tmp_path: Path) -> None:
-    for stem in ("a/x_1", "a/x_1_hflip"):
+    for stem in ("a/x_1", "a/x_1_hflip", "a/x_2"):
         put_photo(tmp_path, "train", stem)
-    with pytest.raises(LayoutError, match="x_1_hflip"):
-        list(CITYSCAPES.list(open_tree(str(tmp_path)), ()))
+        put(tmp_path, name("gtFine", "train", stem, "_labelIds.png"), grey(np.full(SHAPE, 7)))
+    tree = open_tree(str(tmp_path))
+    samples = list(CITYSCAPES.list(tree, ()))
+    ids = ["a/x_1", "a/x_1_hflip", "a/x_1_leftImg8bit.png", "a/x_2"]
+    assert [s.image_id for s in samples] == ids
+    with pytest.raises(InputError, match=r"train/a/x_1_leftImg8bit\.png: .* another frame's"):
+        CITYSCAPES.read(tree, samples[2])
+    for sample in (samples[0], samples[1], samples[3]):
+        assert [c.id for c in CITYSCAPES.read(tree, sample).classes or ()] == [7]
 
 
 # Names
