@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
+from connectors.list_files import not_hidden
 from pipeline.errors import CorruptImage, MissingFile, SizeMismatch, UnsafePath
 from pipeline.files import read_url
 from pipeline.images import decode, header
@@ -46,7 +47,7 @@ def put_image(
 
     Raises:
         InputError: the image is gone, damaged or of another size than its labels, or it lies where
-            it would be written.
+            it would be written, or its name is hidden.
     """
     path = record.image.path or record.image_id
     data = record.image.bytes
@@ -64,12 +65,12 @@ def put_image(
     # format do not all turn it.
     upright = record.extras().get("orientation", 1) != 1 if record.extra else False
     if head.format in formats and not upright:
-        name = stem + SUFFIXES[head.format]
+        name = not_hidden(stem + SUFFIXES[head.format])
         _spare(sink, name, path)
         sink.write(name, data)
         return name, {}
     lossless = "png" in formats
-    name = stem + (".png" if lossless else ".jpg")
+    name = not_hidden(stem + (".png" if lossless else ".jpg"))
     _spare(sink, name, path)
     sink.write(name, _encode(data, path, lossless=lossless, upright=upright))
     return name, {} if lossless else {"images_reencoded": 1}

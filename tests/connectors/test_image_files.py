@@ -140,3 +140,10 @@ def test_an_image_that_was_replaced_does_not_go_with_its_labels(tmp_path: Path) 
     with pytest.raises(SizeMismatch, match="10x7 pixels, its labels are for 10x6"):
         put_image(open_sink(str(tmp_path / "out")), "x", record, ("png",))
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("formats", [("png",), ("jpeg",)])
+def test_a_hidden_image_is_not_written(tmp_path: Path, formats: tuple[str, ...]) -> None:
+    record = record_with(encoded("RGB", "PNG"))
+    with pytest.raises(UnsafePath, match="hidden"):
+        put_image(open_sink(str(tmp_path)), "images/.a", record, formats)

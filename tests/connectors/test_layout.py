@@ -117,6 +117,13 @@ def test_names_that_do_not_fit_a_line(name: str) -> None:
         one_line(name)
 
 
+@pytest.mark.parametrize("name", [".a", "a/.b", "a/..b/c", "__MACOSX/a", ".."])
+def test_names_that_no_listing_shows(name: str) -> None:
+    with pytest.raises(UnsafePath, match="hidden"):
+        one_line(name)
+    assert one_line("a.b/c..d./e") == "a.b/c..d./e"
+
+
 def test_two_of_one_place() -> None:
     places = OnePlaceEach("voc")
     places.check("a")
