@@ -59,7 +59,7 @@ def refuse_incomplete(tree: Tree, root: str, listed: Mapping[str, Collection[str
     if found:
         raise LayoutError(
             f"{found}: this dataset is not whole: the command that writes it has not ended; run "
-            "the same command again, or write into an empty directory"
+            "the same command again, or remove that file if it is of another dataset"
         )
 
 

@@ -92,7 +92,7 @@ def told_apart(spaces: Iterable[LabelSpace]) -> list[LabelSpace]:
         if found.setdefault(space.name, space) != space:
             raise RemapError(
                 f"two label spaces that differ are called {space.name!r}; give one of them another "
-                "name where the dataset names it, or read one split at a time"
+                "name where the dataset names it"
             )
     return list(found.values())
 

@@ -28,7 +28,7 @@ from pipeline.errors import (
     LayoutError,
     MissingFile,
 )
-from pipeline.files import open_sink, open_tree
+from pipeline.files import open_tree
 from pipeline.label_space import LabelClass, LabelSpace, label_space
 from pipeline.record import Depth, Record
 from tests.connectors.conformance import Conformance, Made
@@ -416,28 +416,6 @@ def test_classes_of_other_datasets_count_from_1(tmp_path: Path) -> None:
     (back,) = records(tmp_path)
     assert back.image_id == "a"
     assert bare(back).mask == bare(make_record(ids, space, "a", "train")).mask
-
-
-def test_images_of_two_sizes_are_refused(tmp_path: Path) -> None:
-    shapes = [(5, 7), (5, 7), (7, 5), (2, 2)]
-    made = [
-        make_record(np.zeros(shape, np.uint16), FULL, f"a{n}", "train")
-        for n, shape in enumerate(shapes)
-    ]
-    with pytest.raises(InputError, match=r"2 of 4 images are not .* 7x5 pixels \(a2: 5x7\)"):
-        rewrite(NYUV2_MAT, made, tmp_path, FULL)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_few_images_of_another_size_are_left_out_and_counted(tmp_path: Path) -> None:
-    sizes = {"odd": (4, 4), "a": (5, 7), "b": (5, 7), "odd2": (7, 5), "c": (5, 7)}
-    sink, tree = open_sink(str(tmp_path)), open_tree(str(tmp_path))
-    made = [make_record(np.zeros(s, np.uint16), FULL, n, "train") for n, s in sizes.items()]
-    loss = NYUV2_MAT.finish(sink, [NYUV2_MAT.write(sink, r, FULL) for r in made], FULL, {})
-    assert loss is not None
-    assert loss.attributes == {"images_of_another_size": 2}
-    assert [s.image_id for s in NYUV2_MAT.list(tree, ())] == ["a", "b", "c"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == [NAME, "splits.mat"]
 
 
 def test_labels_of_another_size_than_the_image(tmp_path: Path) -> None:
