@@ -264,6 +264,8 @@ def write_index(
         pickler.dump(index | {"objectnames": names})
     if space_of({n: name for n, name in enumerate(names, 1) if name}) != space:
         write_classes(sink, root, space)
+    else:
+        sink.remove(root + CLASS_TABLE)  # an earlier run's
 
 
 # The scan

@@ -38,7 +38,7 @@ from connectors.layout import MISSING, digest, find_root
 from connectors.list_files import OnePlaceEach
 from pipeline import masks, png
 from pipeline.derive import with_mask
-from pipeline.errors import MissingFile, UnknownName
+from pipeline.errors import InputError, MissingFile, UnknownName
 from pipeline.images import read_header
 from pipeline.label_space import label_space
 from pipeline.record import SPLITS, File, Record, Sample
@@ -129,6 +129,9 @@ class Cityscapes:
         self, tree: Tree, root: str, folder: str, frame: names.Frame, table: str | None
     ) -> Sample:
         split = _SPLIT_OF.get(folder, "unlabelled")
+        if frame.misnamed is not None:
+            place, mark = tree.url_of(frame.misnamed), digest(self.format, READER_VERSION, MISSING)
+            return Sample(frame.stem, place, MISSING, mark, self.format, split, payload=None)
         image = f"{root}{names.IMAGES}/{folder}/{frame.stem}_{names.IMAGES}.png"
         image_id, city = names.decoded(frame.stem)
         gt = frame.label_folder or _PROMISED.get(folder)
@@ -156,6 +159,10 @@ class Cityscapes:
 
     def read(self, tree: Tree, sample: Sample) -> Record:
         """Read one frame's label files."""
+        if sample.payload is None:
+            raise InputError(
+                sample.path, "the frame's name begins with another frame's", "rename one of the two"
+            )
         root, image, folder, stem, held, said, table = sample.payload
         space = (
             known_classes(tree, root + CLASS_TABLE, table) if table else label_space(self.native)
@@ -191,7 +198,7 @@ class Cityscapes:
         """Write a record's photo and its four label files.
 
         Raises:
-            UsageError: the label space has ids beyond 8 bits, or objects of classes beyond 65.
+            UsageError: the label space has ids beyond 8 bits.
         """
         own = record.dataset == self.format
         extra = record.extras() if own else {}

@@ -14,7 +14,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
-from pipeline.errors import LayoutError, UnsafePath
+from pipeline.errors import UnsafePath
 from pipeline.files import safe_name
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ SIDES: Final = (
 TAILS: Final = {"l": "_labelIds.png", "i": "_instanceIds.png", "p": "_polygons.json"}
 """The label files that are read, by the letter that stands for them."""
 
+_MISNAMED: Final = "misnamed"
 _OFFICIAL: Final = re.compile(r"([^/_.~]+)/\1_\d{6}_\d{6}")
 _ESCAPED: Final = re.compile(r"([^/]+)/\1_((?:[^/_.~]|~[0-9A-F]{2})+)_id")
 _LONGEST: Final = 200  # bytes; file systems take 255, and `_gtCoarse_instanceIds.png` comes after
@@ -53,6 +54,9 @@ class Frame:
     image: str | None = None
     labels: dict[str, dict[str, str]] = field(default_factory=dict)
     sides: dict[str, str] = field(default_factory=dict)
+    misnamed: str | None = None
+    """The name of a file that begins with another frame's: no order of the folders has a place for
+    both."""
 
     @property
     def label_folder(self) -> str | None:
@@ -63,14 +67,15 @@ class Frame:
 def frames(tree: Tree, root: str, folder: str, kinds: list[str]) -> Iterator[Frame]:
     """Yield the frames of a split's folder, sorted; `kinds` are the folders that hold it.
 
-    Raises:
-        LayoutError: a name begins with another frame's, so that no order holds in all folders.
+    A file whose name begins with another frame's comes as a frame of its own.
     """
     streams = [_files(tree, root, kind, folder) for kind in kinds]
     for stem, files in groupby(heapq.merge(*streams, key=itemgetter(0)), key=itemgetter(1)):
         frame = Frame(stem)
         for _, _, kind, tail, fingerprint in files:
-            if kind in SIDES:
+            if kind == _MISNAMED:
+                frame.misnamed = tail
+            elif kind in SIDES:
                 frame.sides[kind] = f"{kind}/{folder}/{stem}_{kind}{tail}"
             elif kind == IMAGES and tail == ".png":
                 frame.image = fingerprint
@@ -78,7 +83,7 @@ def frames(tree: Tree, root: str, folder: str, kinds: list[str]) -> Iterator[Fra
                 letter = next((key for key, end in TAILS.items() if end == tail), None)
                 if letter:
                     frame.labels.setdefault(kind, {})[letter] = fingerprint
-        if frame.image is not None or frame.labels:
+        if frame.image is not None or frame.labels or frame.misnamed:
             yield frame
 
 
@@ -93,10 +98,9 @@ def _files(
             continue
         key = stem + "_gt"  # label files set the order
         if key < last:
-            raise LayoutError(
-                f"{tree.url_of(entry.name)}: the frame's name begins with another frame's, "
-                f"{last[:-3]}, and the files of both cannot be told apart in order; rename one"
-            )
+            last += "\0"  # behind all files of the frame before, in every folder
+            yield last, entry.name[len(base) + 1 :], _MISNAMED, entry.name, ""
+            continue
         last = key
         yield key, stem, kind, tail, entry.fingerprint
 

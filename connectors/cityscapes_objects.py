@@ -15,13 +15,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from pipeline import masks
-from pipeline.errors import (
-    BadAnnotation,
-    CorruptMask,
-    LabelOutOfRange,
-    SizeMismatch,
-    UsageError,
-)
+from pipeline.errors import BadAnnotation, CorruptMask, LabelOutOfRange, SizeMismatch
 from pipeline.record import Instance
 
 if TYPE_CHECKING:
@@ -156,7 +150,6 @@ def draw(
 
     Raises:
         BadAnnotation: run lengths are malformed, or of another size.
-        UsageError: an object's class does not fit 16 bits.
     """
     plain = ids.astype(np.uint16)
     objects, loss = _numbered(record.instances or (), space)
@@ -221,16 +214,11 @@ def _is_own_number(instance: Instance) -> bool:
 def _free_values(category: int, taken: set[int], space: LabelSpace) -> Iterator[int]:
     """Return the free values of a class; none where its objects cannot be told apart.
 
-    Class 0 leaves no room: its numbers would be other classes' ids.
+    Class 0 leaves no room: its numbers would be other classes' ids. Those of a class above 65 do
+    not fit 16 bits; its objects are lost, its pixels are not.
     """
     known = space.by_id.get(category)
     if category == 0 or known is None or known.isthing is False:
         return iter(())
     start = category * PER_CLASS
-    if start > _TOP:
-        raise UsageError(
-            f"label space {space.name!r}: class {category} has objects, and class * 1000 + number "
-            f"fits 16 bits up to class {_TOP // PER_CLASS}; choose another --label-space, or "
-            "another --format"
-        )
     return (v for v in range(start, min(start + PER_CLASS, _TOP + 1)) if v not in taken)

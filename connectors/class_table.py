@@ -19,7 +19,7 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from pipeline.errors import LayoutError, UsageError
+from pipeline.errors import LayoutError
 from pipeline.label_space import LabelClass, LabelSpace, label_space
 from pipeline.label_tables import LABEL_SPACES
 
@@ -116,8 +116,6 @@ def _name(said: str | None, classes: tuple[LabelClass, ...], ignore: int) -> str
 
 def render(space: LabelSpace) -> str:
     """Return a label space as the text of a class table that `parse` reads back to an equal one."""
-    if any(c in space.name for c in "\n\r") or space.name != space.name.strip():
-        raise UsageError(f"label space name {space.name!r} has line breaks or spaces around it")
     lines = [
         f"# label_space: {space.name}",
         f"# ignore_index: {space.ignore_index}",
@@ -139,6 +137,8 @@ def _unescape(name: str) -> str:
 
 
 def write_classes(sink: Sink, prefix: str, space: LabelSpace, native: str | None = None) -> None:
-    """Write the class table of a space, unless it is the format's own."""
+    """Write the class table of a space; remove an earlier run's where it is the format's own."""
     if native is None or space != label_space(native):
         sink.write(prefix + NAME, render(space).encode())
+    else:
+        sink.remove(prefix + NAME)

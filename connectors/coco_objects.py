@@ -243,4 +243,8 @@ def new_annotation(instance: Instance, record: Record) -> str | None:
     }
     if instance.score is not None:
         said["score"] = instance.score
-    return json.dumps(said)[1:]
+    try:
+        return json.dumps(said, allow_nan=False)[1:]
+    except ValueError:
+        cause = f"object {instance.id}: its box, area or score is no finite number"
+        raise BadAnnotation(record.image_id, cause, _MEND) from None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Final
 
-from pipeline.errors import CorruptImage, MissingFile
+from connectors.list_files import not_hidden
+from pipeline.errors import CorruptImage, MissingFile, SizeMismatch, UnsafePath
 from pipeline.files import read_url
 from pipeline.images import decode, header
 
@@ -44,24 +46,52 @@ def put_image(
     nothing, and as JPEG of quality 95 where it is not (counted as "images_reencoded").
 
     Raises:
-        InputError: the image is gone or damaged.
+        InputError: the image is gone, damaged or of another size than its labels, or it lies where
+            it would be written, or its name is hidden.
     """
     path = record.image.path or record.image_id
     data = record.image.bytes
     if data is None:
         data = _fetch(record)
     head = header(data, path)
+    if (record.height, record.width) not in ((head.height, head.width), head.upright()):
+        raise SizeMismatch(
+            path,
+            f"the image has {head.width}x{head.height} pixels, its labels are for "
+            f"{record.width}x{record.height}: it was replaced after they were read",
+            "restore it, or ingest the dataset again",
+        )
     # Labels made on the upright image would not fit the stored pixel grid; other readers of the
     # format do not all turn it.
     upright = record.extras().get("orientation", 1) != 1 if record.extra else False
     if head.format in formats and not upright:
-        name = stem + SUFFIXES[head.format]
+        name = not_hidden(stem + SUFFIXES[head.format])
+        _spare(sink, name, path)
         sink.write(name, data)
         return name, {}
     lossless = "png" in formats
-    name = stem + (".png" if lossless else ".jpg")
+    name = not_hidden(stem + (".png" if lossless else ".jpg"))
+    _spare(sink, name, path)
     sink.write(name, _encode(data, path, lossless=lossless, upright=upright))
     return name, {} if lossless else {"images_reencoded": 1}
+
+
+def _spare(sink: Sink, name: str, source: str) -> None:
+    """Make sure that a record's own image is not written over, nor its labels with it.
+
+    Raises:
+        UnsafePath: it would be.
+    """
+    target = sink.url_of(name)
+    if target != source:
+        if sink.far or source[:1] != "/" or not os.path.exists(target):
+            return
+        folder, _, last = target.rpartition("/")
+        if f"{os.path.realpath(folder)}/{last}" != os.path.realpath(source):
+            return
+    raise UnsafePath(
+        target, "the dataset would be written over this image of its source", "write it elsewhere"
+    )
 
 
 def pixels_of(record: Record) -> NDArray[np.uint8]:

@@ -7,7 +7,8 @@ import io
 import re
 from typing import TYPE_CHECKING, Final, cast
 
-from pipeline.errors import InputError, LayoutError
+from connectors.incomplete import refuse_incomplete
+from pipeline.errors import InputError, LayoutError, UnsafePath
 from pipeline.files import is_junk, safe_name
 from pipeline.fingerprint_table import FingerprintTable
 
@@ -31,13 +32,15 @@ def find_root(tree: Tree, expected: str, fits: Callable[[Collection[str]], bool]
     It may lie three levels down; the highest level that has one counts.
 
     Raises:
-        LayoutError: none fits, or more than one on the same level.
+        LayoutError: none fits, or more than one on the same level, or it is not written to its end.
     """
-    level = [""]
+    level, seen = [""], dict[str, list[str]]()
     for depth in range(_LEVELS + 1):
         listed = [(prefix, tree.names(prefix.rstrip("/"))) for prefix in level]
         found = [prefix for prefix, names in listed if fits(names)]
+        seen |= listed
         if len(found) == 1:
+            refuse_incomplete(tree, found[0], seen)
             return found[0]
         if found:
             several = ", ".join(found)
@@ -49,6 +52,7 @@ def find_root(tree: Tree, expected: str, fits: Callable[[Collection[str]], bool]
                 for name in names
                 if not _FILE_NAME.search(name) and tree.isdir(prefix + name)
             ][:_BREADTH]
+    refuse_incomplete(tree, "", seen)
     raise LayoutError(f"{tree.url}: expected {expected}, here or up to {_LEVELS} folders down")
 
 
@@ -80,10 +84,15 @@ class Fingerprints:
         return self.find(name) or MISSING
 
     def find(self, name: str) -> str | None:
-        """Return a file's fingerprint, None when it is not there."""
+        """Return a file's fingerprint, None when it is not there.
+
+        A link out of the tree is `MISSING`: labels behind one are not left out, but fail at `read`.
+        """
         if self._walk is None or not self._is_listed(name):
             try:
                 return self._tree.entry(name).fingerprint
+            except UnsafePath:
+                return MISSING
             except InputError:
                 return None
         while (self._at is None or self._at.name < name) and self._step():

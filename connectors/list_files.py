@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, BinaryIO
 
 from pipeline.errors import UnsafePath, UsageError
+from pipeline.files import is_junk
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -61,13 +62,25 @@ def one_line(image_id: str) -> str:
     """Return an image's name, checked to fit on a line of a list.
 
     Raises:
-        UnsafePath: it holds a line break or a tab, or spaces around it.
+        UnsafePath: it holds a line break or a tab, or spaces around it, or is hidden.
     """
     if any(c in image_id for c in "\t\n\r") or image_id != image_id.strip() or not image_id:
         raise UnsafePath(
             repr(image_id), "the name does not fit on a line of a list", "rename the image"
         )
+    not_hidden(image_id)
     return image_id
+
+
+def not_hidden(name: str) -> str:
+    """Return a file's name, checked to be one that listings show.
+
+    Raises:
+        UnsafePath: a part of it begins with a dot, or is litter of a desktop system.
+    """
+    if is_junk(name):
+        raise UnsafePath(repr(name), "the name is hidden: no listing shows it", "rename the image")
+    return name
 
 
 class OnePlaceEach:

@@ -201,13 +201,12 @@ class NyuV2Mat(_Reader):
     def finish(
         self, sink: Sink, written: Iterable[Written], space: LabelSpace, facts: Mapping[str, Any]
     ) -> Loss | None:
-        """Put the arrays together.
+        """Put the arrays together; images of another size than most are left out and counted.
 
         Raises:
-            InputError: the images are not all of one size.
+            InputError: no size is that of more than half of the images.
         """
-        nyuv2_hdf5.finish(sink, written, space)
-        return None
+        return nyuv2_hdf5.finish(sink, written, space)
 
 
 NYUV2: Final = NyuV2()

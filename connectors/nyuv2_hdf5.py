@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
@@ -28,9 +30,10 @@ from pipeline.derive import with_mask
 from pipeline.errors import InputError
 from pipeline.files import read_url, safe_name
 from pipeline.label_space import label_space
+from pipeline.loss import Loss
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -111,7 +114,7 @@ def _depths(record: Record, arrays: dict[str, NDArray[Any]]) -> dict[str, int]:
     if record.depth.bytes is None:
         return {"depth": 1}
     shape = arrays["images"].shape[:2]
-    pages = depth.decode(record.depth.bytes, record.image_id)
+    pages = depth.decode(record.depth.bytes, record.depth.path or record.image_id)
     if pages[0].shape != shape:
         return {"depth": 1}
     usual = 1.0 if pages[0].dtype == np.float32 else 0.001
@@ -135,55 +138,83 @@ def _deflated(values: NDArray[Any], kind: np.dtype[Any]) -> bytes:
     return bytes(encode(chunk, level=_LEVEL, raw=False))
 
 
-def finish(sink: Sink, written: Iterable[Written], space: LabelSpace) -> None:
+def finish(sink: Sink, written: Iterable[Written], space: LabelSpace) -> Loss | None:
     """Put the images' chunks into one .mat in the order of `written`, and write splits.mat.
 
+    The file holds one size: that of most images. The others are left out and counted in the loss
+    as `images_of_another_size`.
+
     Raises:
-        InputError: the images are not all of one size.
+        InputError: no size is that of more than half of the images.
     """
-    splits, size, noted = _survey(sink, written)
+    size, odd = _size(sink, written)
     if size is None:
-        return
+        return None
+    kept = _Kept(written, size)
+    splits, noted = _survey(kept)
     import h5py
 
     with sink.stream(NAME) as stream:
         with h5py.File(stream, "w", userblock_size=_USER_BLOCK) as file:
-            _Writer(file, len(splits), size).fill(sink, written, space, noted=noted)
+            _Writer(file, len(splits), size).fill(sink, kept, space, noted=noted)
         stream.seek(0)
         head = b"MATLAB 7.3 MAT-file, Platform: GLNXA64, written by segmill"
         stream.write(head.ljust(116) + bytes(8) + b"\0\2IM")
     sink.write("splits.mat", splits_mat(splits))
+    return Loss(attributes={"images_of_another_size": odd}) if odd else None
 
 
-def _survey(
-    sink: Sink, written: Iterable[Written]
-) -> tuple[list[str], tuple[int, int] | None, bool]:
-    """Return the splits, the images' size, and whether any image needs a note."""
-    places = OnePlaceEach("nyuv2-mat")
-    splits: list[str] = []
-    size, noted = None, False
-    others, example = 0, ""
-    for w in written:
-        places.check(w.image_id)
-        entry = json.loads(w.entry)
-        height, width = entry["size"]
-        size = size or (height, width)
-        if size != (height, width):
-            others += 1
-            example = example or f"{w.image_id}: {width}x{height}"
-        splits.append(w.split)
-        noted = noted or bool(_note(w.image_id, len(splits), entry))
-    if others:
-        for w in written:
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """The images of one size, gone through as often as is needed."""
+
+    written: Iterable[Written]
+    size: tuple[int, int]
+
+    def __iter__(self) -> Iterator[Written]:
+        return (w for w in self.written if _size_of(w) == self.size)
+
+
+def _size_of(written: Written) -> tuple[int, int]:
+    height, width = json.loads(written.entry)["size"]
+    return height, width
+
+
+def _size(sink: Sink, written: Iterable[Written]) -> tuple[tuple[int, int] | None, int]:
+    """Return the size of most images, and how many have another; those files are removed."""
+    sizes = Counter(_size_of(w) for w in written)
+    if not sizes:
+        return None, 0
+    size, count = sizes.most_common(1)[0]
+    total = sizes.total()
+    few = 2 * count <= total
+    example = ""
+    for w in written if len(sizes) > 1 else ():
+        height, width = found = _size_of(w)
+        if few or found != size:
             sink.remove(json.loads(w.entry)["part"])
-        assert size is not None
+        if found != size:
+            example = example or f"{w.image_id}: {width}x{height}"
+    if example and few:
         raise InputError(
             sink.url_of(NAME),
-            f"{others} of {len(splits)} images are not of the first one's {size[1]}x{size[0]} "
-            f"pixels ({example}), and the file holds one size",
+            f"{total - count} of {total} images are not of {size[1]}x{size[0]} pixels ({example}), "
+            "and the file holds one size",
             "write --format nyuv2, or choose images of one size",
         )
-    return splits, size, noted
+    return size, total - count
+
+
+def _survey(written: Iterable[Written]) -> tuple[list[str], bool]:
+    """Return the splits, and whether any image needs a note."""
+    places = OnePlaceEach("nyuv2-mat")
+    splits: list[str] = []
+    noted = False
+    for w in written:
+        places.check(w.image_id)
+        splits.append(w.split)
+        noted = noted or bool(_note(w.image_id, len(splits), json.loads(w.entry)))
+    return splits, noted
 
 
 def _note(image_id: str, number: int, entry: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ children are the `object` of its instance's extra.
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import TYPE_CHECKING, Any, Final
 from xml.etree import ElementTree
@@ -99,13 +100,15 @@ def box_of(children: Sequence[Node], path: str) -> tuple[float, float, float, fl
     """Return an object's box as x, y, w, h; VOC's corners count from 1 and lie inside the object.
 
     Raises:
-        BadAnnotation: a corner is missing or no number.
+        BadAnnotation: a corner is missing or no finite number.
     """
     box = _value(children, "bndbox")
     if box is None:
         return None
     try:
         left, top, right, bottom = (float(_value(box, corner)) for corner in _CORNERS)
+        if not math.isfinite((right - left) * (bottom - top)):  # nan, inf, 1e999 or 1e300
+            raise ValueError
     except (TypeError, ValueError):
         raise _bad(path, f"a box that is not {', '.join(_CORNERS)} as numbers: {box}") from None
     return left - 1, top - 1, right - left + 1, bottom - top + 1

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from connectors import connector
 from connectors.base import Written
+from connectors.incomplete import begun, ended
 from pipeline.ahead import Ahead, fetched_once, is_far
 from pipeline.errors import InputError, SegmillError
 from pipeline.failures import Failure
@@ -160,7 +161,7 @@ def write_dataset(
         Exception: what a worker raised that is no bad input.
     """
     total = Exported()
-    numbered = (Chunk(number, items) for number, items in enumerate(chunks))
+    numbered = (Chunk(number, items) for number, items in enumerate(begun(factory.target, chunks)))
     with Spool() as spool:
         with closing(runner.map(factory, numbered)) as outcomes:
             for outcome in outcomes:
@@ -177,6 +178,7 @@ def write_dataset(
         )
         if last is not None:
             total.loss += last
+    ended(factory.target)
     return total
 
 

@@ -31,7 +31,10 @@ EXIT_FAILED, EXIT_USAGE, EXIT_ERRORS, EXIT_GATE = 1, 2, 3, 4
 _FACTS_TOLD = 5
 
 JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON summary as the last line of stdout.")
+    bool,
+    typer.Option(
+        "--json", help="Print one JSON summary as the last line of stdout, also of a failure."
+    ),
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 MaxErrorsOption = Annotated[
@@ -69,6 +72,8 @@ class Summary:
     figures: dict[str, Any] = field(default_factory=dict)
     gate: str | None = None
     """Why a gate said no; the exit code is then 4."""
+    error: str | None = None
+    """What ended the verb; the exit code is then 1, 2 or 130, and the sum is what was known."""
 
     def check_sum(self) -> None:
         """Raise SumMismatch unless inputs = done + skipped + failed."""
@@ -103,6 +108,7 @@ class Summary:
                 "paths": self.paths,
                 **self.figures,
                 **({"gate": self.gate} if self.gate else {}),
+                **({"error": self.error} if self.error else {}),
             },
             default=str,
         )
@@ -143,7 +149,11 @@ def command(
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             traceback.print_exc()
-        raise SystemExit(_explain(verb, error)) from None
+        code, summary.error = _explain(error)
+        print(f"segmill {verb}: {summary.error}", file=sys.stderr)
+        if as_json:
+            print(summary.to_json(time.perf_counter() - start), flush=True)
+        raise SystemExit(code) from None
     seconds = time.perf_counter() - start
     if as_json:
         print(summary.to_json(seconds), flush=True)
@@ -161,16 +171,14 @@ def command(
         raise SystemExit(EXIT_ERRORS)
 
 
-def _explain(verb: str, error: BaseException) -> int:
-    """Print one line about the error and return the exit code."""
+def _explain(error: BaseException) -> tuple[int, str]:
+    """Return the exit code, and one line about the error."""
     if isinstance(error, KeyboardInterrupt):
-        print(f"segmill {verb}: stopped; run the same command again to go on", file=sys.stderr)
-        return 130
+        return 130, "stopped; run the same command again to go on"
     text = " ".join(str(error).split()) or type(error).__name__
     if not isinstance(error, (SegmillError, OSError)):
         text = f"unexpected {type(error).__name__}: {text}; --debug shows where, please report it"
-    print(f"segmill {verb}: {text}", file=sys.stderr)
-    return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
+    return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED, text
 
 
 def _print(summary: Summary, seconds: float) -> None:

@@ -81,6 +81,7 @@ def convert(
         from connectors import connector
         from connectors.reading import LaterFactory
         from connectors.writing import WriterFactory, write_dataset
+        from jobs.apart import check_apart
         from pipeline.relabel import Relabeller, target_space
         from pipeline.runner import Resources, choose
         from pipeline.union import open_source
@@ -106,24 +107,6 @@ def convert(
         summary.inputs = listing.count
         book(summary, total, dst, strict=strict)
         summary.figures["label_space"] = space.name
-
-
-def check_apart(src: str, dst: str) -> None:
-    """Refuse to write a dataset into the one that is read.
-
-    Raises:
-        UsageError: DST is SRC or lies below it.
-    """
-    from pathlib import Path
-
-    from pipeline.errors import UsageError
-    from pipeline.files import local_path
-
-    there = local_path(dst)
-    for source in {src, *src.split(",")}:
-        here = local_path(source)
-        if here and there and Path(there).resolve().is_relative_to(Path(here).resolve()):
-            raise UsageError(f"{dst}: lies in the dataset that is read; name another directory")
 
 
 def book(summary: Summary, total: Exported, dst: str, *, strict: bool) -> None:

@@ -118,11 +118,13 @@ def export(
     with command("export", as_json=as_json, debug=debug, max_errors=max_errors) as summary:
         from connectors import connector
         from connectors.writing import WriterFactory, write_dataset
+        from jobs.apart import check_store_apart
         from pipeline.relabel import Relabeller, target_space
         from pipeline.runner import Resources, choose
         from pipeline.store import Store
 
         held = Store.open(store, version)
+        check_store_apart(held, dst)
         keys, used = _matching(held, where), held.used_spaces(where)
         space = target_space(label_space, connector(format_).native, used)
         factory: WriterFactory[RowRange] = WriterFactory(

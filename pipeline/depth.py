@@ -8,6 +8,7 @@ where the source tells both, the one as the sensor gave it. 0 is "no measurement
 from __future__ import annotations
 
 import io
+import struct
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
 
 DepthMap: TypeAlias = "NDArray[np.uint16] | NDArray[np.float32]"
 """Depth of pixels: [H, W], uint16 or float32."""
+
+_ERRORS: Final = (
+    OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, ArithmeticError,
+    AttributeError, MemoryError, struct.error,
+)  # fmt: skip
+"""What Pillow's TIFF decoder trips over in damaged files, besides its bomb error."""
 
 _LEVEL: Final = 4
 """Two thirds of the time of the usual 6, for 2 % more bytes."""
@@ -69,8 +76,8 @@ def decode(cell: bytes, path: str = "depth cell") -> tuple[DepthMap, DepthMap | 
             for page in range(min(getattr(file, "n_frames", 1), 2)):
                 file.seek(page)
                 pages.append(np.array(file))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise CorruptMask(path, f"not a depth map ({error})", "ingest it again") from None
+    except (*_ERRORS, Image.DecompressionBombError) as error:
+        raise CorruptMask(path, f"not a depth map ({error!r})", "ingest it again") from None
     if any(p.ndim != 2 or p.dtype not in (np.uint16, np.float32) for p in pages):
         kinds = ", ".join(f"{p.dtype} {p.shape}" for p in pages)
         raise CorruptMask(path, f"not a depth map ({kinds})", "ingest it again")

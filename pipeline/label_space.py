@@ -69,7 +69,8 @@ class LabelSpace:
     """An ordered list of classes with one ignore index, which may itself be a listed void class.
 
     Raises:
-        UsageError: two classes share an id or a name, or an id or colour is out of range.
+        UsageError: two classes share an id or a name, an id or colour is out of range, the space's
+            own name does not fit on a line, or a name is no text that a file can hold.
     """
 
     name: str
@@ -85,6 +86,7 @@ class LabelSpace:
                     f"label space {self.name!r}: {kind} {', '.join(twice)} is given to more than "
                     "one class; make each unique"
                 )
+        self._check_texts(names)
         bad = [i for i in (*ids, self.ignore_index) if not 0 <= i <= _TOP_ID]
         if bad:
             raise UsageError(f"label space {self.name!r}: ids {bad} are not in 0..{_TOP_ID}")
@@ -94,6 +96,20 @@ class LabelSpace:
                     f"label space {self.name!r}: colour {c.colour} of class {c.name!r} is not three"
                     " values in 0..255"
                 )
+
+    def _check_texts(self, names: Iterable[str]) -> None:
+        if any(c in self.name for c in "\n\r") or self.name != self.name.strip():
+            raise UsageError(
+                f"label space name {self.name!r} has line breaks or spaces around it; rename it"
+            )
+        for text in (self.name, *names):
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise UsageError(
+                    f"label space {self.name!r}: the name {text!r} is no Unicode text (half of a "
+                    "surrogate pair); correct it"
+                ) from None
 
     def __hash__(self) -> int:
         # Spaces key caches that are asked once an image: don't walk 895 classes there.

@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, BinaryIO
 
 from pipeline.errors import LayoutError, UnsafePath
@@ -56,12 +57,7 @@ class LocalTree(Tree):
         prefix = safe_name(under, self.root)
         yield from self._walk(top, prefix + "/" if prefix else "", suffixes, (), outside)
         if outside:
-            LOG.warning(
-                "%s: left out %d links that lead outside it or in a circle, the first: %s",
-                self.root,
-                len(outside),
-                outside[0],
-            )
+            _tell_left_out(self.root, outside[0], len(outside))
 
     def _walk(
         self,
@@ -112,10 +108,13 @@ class LocalTree(Tree):
         return None if any(_within(real, target) for real in chain) else name + "/"
 
     def names(self, under: str = "") -> list[str]:
-        """Return the names of the direct children of `under`, sorted."""
+        """Return the names of the direct children of `under`, sorted; see `walk` for links."""
         if self.only:
             return [self.only]
-        keys = self._children(self._path(under), (), [])
+        outside: list[str] = []
+        keys = self._children(self._path(under), (), outside)
+        if outside:
+            _tell_left_out(self.root, outside[0], len(outside))
         return sorted(key.rstrip("/") for key in keys)
 
     def read(self, name: str) -> bytes:
@@ -238,6 +237,17 @@ def walked_entry(path: str, name: str) -> Entry:
 def _printable(name: str) -> str:
     """Return a name that Arrow and JSON can hold: bytes that are no UTF-8 become escapes."""
     return name.encode("utf-8", "backslashreplace").decode()
+
+
+@lru_cache(maxsize=1024)  # once: a listing asks for a folder again and again
+def _tell_left_out(url: str, first: str, count: int) -> None:
+    LOG.warning(
+        "%s: left out %d links that lead outside it or in a circle, the first: %s; name the "
+        "directory that holds both, or copy the files",
+        url,
+        count,
+        first,
+    )
 
 
 def _leads_outside(path: str, root: str) -> UnsafePath:

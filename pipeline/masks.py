@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from pipeline import png
-from pipeline.errors import CorruptMask, ImageTooLarge, LabelOutOfRange
+from pipeline.errors import CorruptMask, ImageTooLarge, LabelOutOfRange, UnknownColour
 from pipeline.instances import (
     instances_from_maps,
     object_map_from_instances,
@@ -311,18 +311,24 @@ def _check_counts(counts: NDArray[np.int64], space: LabelSpace, path: str) -> No
 
 
 @lru_cache(maxsize=32)
-def _colour_table(space: LabelSpace) -> tuple[NDArray[np.uint32], LabelMap]:
-    """Return the 24-bit colours, ascending, and their ids; of equal ones the first class wins.
+def _colour_table(space: LabelSpace) -> tuple[NDArray[np.uint32], LabelMap, NDArray[np.bool_]]:
+    """Return the 24-bit colours, ascending, their ids, and which are of more than one class.
 
-    A void class loses to one that is not: in Cityscapes several void classes are black.
+    Void classes may share a colour, with each other and with one class that is not void, which then
+    wins: in Cityscapes several void classes are black.
     """
     table: dict[int, int] = {}
-    for c in sorted(space.classes, key=lambda c: c.void):
+    shared = set()
+    void = {c.id for c in space.classes if c.void or c.id == space.ignore_index}
+    for c in sorted(space.classes, key=lambda c: c.id in void):
         red, green, blue = c.colour
-        table.setdefault(red | green << 8 | blue << 16, c.id)
+        code = red | green << 8 | blue << 16
+        if table.setdefault(code, c.id) != c.id and c.id not in void:
+            shared.add(code)
     colours = sorted(table)
     ids: LabelMap = np.array([table[code] for code in colours], dtype=space.dtype)
-    return np.array(colours, dtype=np.uint32), ids
+    several = np.array([code in shared for code in colours], dtype=np.bool_)
+    return np.array(colours, dtype=np.uint32), ids, several
 
 
 def colours_to_ids(
@@ -334,6 +340,7 @@ def colours_to_ids(
 
     Raises:
         CorruptMask: not an array of RGB colours.
+        UnknownColour: a colour is of several classes that are not void.
     """
     import cv2
 
@@ -343,13 +350,30 @@ def colours_to_ids(
     # Neighbours mostly agree: looking up runs of one colour is six times faster than pixels.
     starts = np.concatenate(([0], np.flatnonzero(codes[1:] != codes[:-1]) + 1))
     lengths = np.diff(starts, append=len(codes))
-    colours, ids = _colour_table(space)
+    colours, ids, shared = _colour_table(space)
     found = codes[starts] & np.uint32(0xFFFFFF)
     place = np.minimum(np.searchsorted(colours, found), len(colours) - 1)
     known = colours[place] == found
+    unclear = np.unique(place[known & shared[place]])
+    if len(unclear):
+        _refuse_shared(int(colours[unclear[0]]), space, path)
     values: LabelMap = np.where(known, ids[place], space.dtype(space.ignore_index))
     stray: dict[tuple[int, int, int], int] = {}
     for code, pixels in zip(found[~known].tolist(), lengths[~known].tolist(), strict=True):
-        colour = (code & 255, code >> 8 & 255, code >> 16)
+        colour = _rgb(code)
         stray[colour] = stray.get(colour, 0) + pixels
     return np.repeat(values, lengths).reshape(rgb.shape[:2]), dict(sorted(stray.items()))
+
+
+def _rgb(code: int) -> tuple[int, int, int]:
+    return code & 255, code >> 8 & 255, code >> 16
+
+
+def _refuse_shared(code: int, space: LabelSpace, path: str) -> None:
+    colour = _rgb(code)
+    names = ", ".join(repr(c.name) for c in space.classes if c.colour == colour)
+    raise UnknownColour(
+        path,
+        f"colour {colour} is of several classes of label space {space.name!r}: {names}",
+        "give each class its own colour, or write class ids in one channel",
+    )

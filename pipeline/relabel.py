@@ -33,9 +33,10 @@ class Relabeller:
         """Find the remap from each source space.
 
         Raises:
-            RemapError: one of them has none.
+            RemapError: one of them has none, or two of one name differ.
         """
-        return cls(target, {s.name: find_remap(s, target) for s in sources})
+        spaces = told_apart(sources)
+        return cls(target, {s.name: find_remap(s, target) for s in spaces})
 
     def __call__(self, record: Record) -> tuple[Record, Loss]:
         """Return the record in the target's ids, and what that lost."""
@@ -80,14 +81,31 @@ def _instances(instances: Iterable[Instance], remap: Remap, loss: Loss) -> list[
     return kept
 
 
+def told_apart(spaces: Iterable[LabelSpace]) -> list[LabelSpace]:
+    """Return label spaces, each once: records name theirs, and the name must be of one alone.
+
+    Raises:
+        RemapError: two of one name differ.
+    """
+    found: dict[str, LabelSpace] = {}
+    for space in spaces:
+        if found.setdefault(space.name, space) != space:
+            raise RemapError(
+                f"two label spaces that differ are called {space.name!r}; give one of them another "
+                "name where the dataset names it"
+            )
+    return list(found.values())
+
+
 def target_space(choice: str, native: str | None, sources: Iterable[LabelSpace]) -> LabelSpace:
     """Return the label space that `--label-space native|keep|NAME` means for a format.
 
     Raises:
         UsageError: `keep`, and the sources have several label spaces.
-        RemapError: `native`, and a source has no remap to the format's own space.
+        RemapError: `native`, and a source has no remap to the format's own space; or two sources of
+            one name differ.
     """
-    spaces = list(sources)
+    spaces = told_apart(sources)
     if choice == "native" and native is not None:
         target = label_space(native)
         for source in spaces:

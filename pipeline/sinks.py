@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from abc import ABC, abstractmethod
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
-from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Final
 
+from pipeline.errors import UnsafePath
 from pipeline.files import safe_name
 from pipeline.remote import Remote, patiently, say
 
@@ -18,6 +20,13 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 _SERIAL = count()
+_NAME_ERRORS: Final = {
+    errno.ENAMETOOLONG: "the name is too long for this file system",
+    errno.EISDIR: "a directory is in its place",
+    errno.ENOTDIR: "a file is in the place of its directory",
+    errno.EEXIST: "a file is in the place of its directory",
+}
+_MEND: Final = "rename the image, or write into an empty directory"
 
 
 class Sink(ABC):
@@ -33,7 +42,7 @@ class Sink(ABC):
         """Write a file whole or not at all, its directories made, an older one replaced.
 
         Raises:
-            UnsafePath: the name leads outside the sink.
+            UnsafePath: the name leads outside the sink, or the file system has no place for it.
         """
 
     @abstractmethod
@@ -75,14 +84,16 @@ class LocalSink(Sink):
         parent = os.path.dirname(target)
         # Hidden, so that no listing shows what a crash left; short, as the name may be 255 bytes.
         part = f"{parent}/.segmill-{os.getpid()}-{threading.get_ident()}-{next(_SERIAL)}.tmp"
-        opened = _create(part)
+        with _named(target):
+            opened = _create(part)
         try:
             with opened as file:
                 yield file
                 if self.durable:
                     file.flush()
                     os.fsync(file.fileno())
-            os.replace(part, target)
+            with _named(target):
+                os.replace(part, target)
         except BaseException:
             os.unlink(part)
             raise
@@ -101,6 +112,17 @@ class LocalSink(Sink):
     def url_of(self, name: str) -> str:
         """Return the file's absolute path."""
         return f"{self.url}/{safe_name(name, self.url)}"
+
+
+@contextmanager
+def _named(target: str) -> Iterator[None]:
+    """Tell errors that are one name's own from those that must end the job, as a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NAME_ERRORS:
+            raise
+        raise UnsafePath(target, f"cannot be written: {_NAME_ERRORS[error.errno]}", _MEND) from None
 
 
 def _create(path: str) -> BinaryIO:

@@ -16,6 +16,7 @@ import posixpath
 import re
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from heapq import merge
 from operator import itemgetter
 from typing import TYPE_CHECKING, BinaryIO, Final, TypeVar
@@ -34,6 +35,7 @@ T = TypeVar("T")
 SEPARATOR: Final = ","
 _MOST_FOLDERS: Final = 10_000
 """Folders of which a process remembers the parts that have them."""
+_PIECE: Final = 1 << 20
 _ARCHIVE: Final = re.compile(r"\.(zip|tar|tgz|tbz2|txz|tar\.\w+)$", re.IGNORECASE)
 _BESIDE: Final = re.compile(
     r"(^(readme|licen[cs]e|copying|terms|changelog|citation|(md5|sha\d+)sums?)"
@@ -41,6 +43,14 @@ _BESIDE: Final = re.compile(
     re.IGNORECASE,
 )
 """What may lie beside archives without being a part of the dataset."""
+
+
+_GLOBAL: Final = re.compile(
+    r"(^|/)((classes|splits)\.tsv|annotations/[^/]+\.json|label_colors\.txt"
+    r"|((train|val|test|trainval|unlabelled)|image_?sets/.+)\.txt)$",
+    re.IGNORECASE,
+)
+"""Files that speak for a whole dataset: of two that differ neither can count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +141,12 @@ class UnionTree(Tree):
 
     def read(self, name: str) -> bytes:
         """Return a file's bytes."""
+        _check(self.parts, name)
         return self._ask(name, lambda part: part.read(name))
 
     def open(self, name: str) -> BinaryIO:
         """Return a file open for reading and seeking."""
+        _check(self.parts, name)
         return self._ask(name, lambda part: part.open(name))
 
     def header_bytes(self, name: str, head: int = HEAD, tail: int = TAIL) -> tuple[bytes, bytes]:
@@ -262,6 +274,40 @@ def _in_its_folder(tree: Tree) -> Tree:
     kind = getattr(tree, "kind", "")
     stem = posixpath.basename(tree.url)[: -len(kind) - 1]
     return FolderTree(stem, tree)
+
+
+def _check(parts: tuple[Tree, ...], name: str) -> None:
+    if _GLOBAL.search(name):
+        _check_equal(parts, name)
+
+
+@lru_cache(maxsize=256)
+def _check_equal(parts: tuple[Tree, ...], name: str) -> None:
+    """Make sure that all parts which hold a file hold the same one.
+
+    Raises:
+        LayoutError: two differ; the message names both.
+    """
+    held = [part for part in parts if part.exists(name)]
+    for other in held[1:]:
+        if not _equal(held[0], other, name):
+            raise LayoutError(
+                f"{held[0].url_of(name)} and {other.url_of(name)} differ, and speak for the whole "
+                "dataset; convert one source at a time, or leave one of the files out"
+            )
+
+
+def _equal(one: Tree, other: Tree, name: str) -> bool:
+    if one.entry(name).size != other.entry(name).size:
+        return False
+    with one.open(name) as first, other.open(name) as second:
+        while piece := first.read(_PIECE):
+            while piece:  # a read may give less than was asked for
+                more = second.read(len(piece))
+                if not more or not piece.startswith(more):
+                    return False
+                piece = piece[len(more) :]
+    return True
 
 
 def _placed(walk: Iterator[Entry], part: Tree) -> Iterator[tuple[str, Entry, str]]:

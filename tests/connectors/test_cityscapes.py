@@ -17,7 +17,7 @@ from connectors.cityscapes_names import decoded, encoded
 from pipeline import masks
 from pipeline.errors import (
     BadAnnotation,
-    LayoutError,
+    InputError,
     MissingFile,
     UnknownName,
     UnsafePath,
@@ -217,9 +217,10 @@ def test_classes_that_do_not_fit_sixteen_bits(tmp_path: Path) -> None:
     record = make_record(np.full(SHAPE, 66, np.uint8), space, "x", "train")
     rewrite(CITYSCAPES, [record], tmp_path, space)  # without objects it fits
     assert read_one(tmp_path).instances is None
-    with_objects = replace(record, instances=(thing(1, 66, box(0, 0, 5, 5)),))
-    with pytest.raises(UsageError, match="--label-space"):
-        rewrite(CITYSCAPES, [with_objects], tmp_path, space)
+    objects = (thing(1, 66, box(0, 0, 5, 5)), thing(2, 65, box(5, 5, 2, 2)))
+    written = rewrite(CITYSCAPES, [replace(record, instances=objects)], tmp_path, space)
+    assert written[0].loss["instances"] == 1
+    assert [c.id for c in read_one(tmp_path).classes or ()] == [66]
     wider = label_space("nyu-894")
     record = make_record(np.full(SHAPE, 700, np.uint16), wider, "x", "train")
     with pytest.raises(UsageError, match="8 bits"):
@@ -405,10 +406,17 @@ def test_digest_follows_every_label_file(tmp_path: Path) -> None:
 
 
 def test_names_that_no_order_can_merge(tmp_path: Path) -> None:
-    for stem in ("a/x_1", "a/x_1_hflip"):
+    for stem in ("a/x_1", "a/x_1_hflip", "a/x_2"):
         put_photo(tmp_path, "train", stem)
-    with pytest.raises(LayoutError, match="x_1_hflip"):
-        list(CITYSCAPES.list(open_tree(str(tmp_path)), ()))
+        put(tmp_path, name("gtFine", "train", stem, "_labelIds.png"), grey(np.full(SHAPE, 7)))
+    tree = open_tree(str(tmp_path))
+    samples = list(CITYSCAPES.list(tree, ()))
+    ids = ["a/x_1", "a/x_1_hflip", "a/x_1_leftImg8bit.png", "a/x_2"]
+    assert [s.image_id for s in samples] == ids
+    with pytest.raises(InputError, match=r"train/a/x_1_leftImg8bit\.png: .* another frame's"):
+        CITYSCAPES.read(tree, samples[2])
+    for sample in (samples[0], samples[1], samples[3]):
+        assert [c.id for c in CITYSCAPES.read(tree, sample).classes or ()] == [7]
 
 
 # Names

@@ -197,6 +197,7 @@ def test_exif_does_not_turn(tmp_path: Path) -> None:
         [{"id": -1, "name": "a"}],
         [{"id": 65536, "name": "a"}],
         [{"id": 1, "name": None}],
+        [{"id": 1, "name": "\ud83d"}],
         [1],
         {"id": 1},
     ],

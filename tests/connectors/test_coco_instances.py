@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from pycocotools import mask as coco_mask
 
 from connectors.coco import COCO_INSTANCES
 from pipeline import masks
-from pipeline.errors import UnsafePath
+from pipeline.errors import BadAnnotation, UnsafePath
 from pipeline.files import open_sink, open_tree
 from pipeline.label_space import LabelClass, LabelSpace, label_space
 from pipeline.record import Instance, Record
@@ -341,6 +342,15 @@ def test_extras_that_someone_changed(tmp_path: Path, extra: str | None) -> None:
             (back,) = read_all(open_tree(str(tmp_path / "b")))
             assert [i.category for i in back.instances or ()] == [3]
     assert not list(tmp_path.glob("outside*"))
+
+
+def test_numbers_that_are_none(tmp_path: Path) -> None:
+    space = label_space("coco-80")
+    record = make_record(None, space, "a", "train")
+    for odd in (math.nan, math.inf):
+        instance = Instance(7, 3, bbox=(0.0, 0.0, odd, 1.0), area=1.0)
+        with pytest.raises(BadAnnotation, match=r"object 7: .* no finite number"):
+            rewrite(COCO_INSTANCES, [replace(record, instances=(instance,))], tmp_path, space)
 
 
 def test_unlabelled_beside_labelled(tmp_path: Path) -> None:

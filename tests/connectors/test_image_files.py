@@ -13,7 +13,7 @@ from PIL import Image
 
 from connectors.camvid import CAMVID_11
 from connectors.image_files import put_image
-from pipeline.errors import CorruptImage, MissingFile
+from pipeline.errors import CorruptImage, MissingFile, SizeMismatch, UnsafePath
 from pipeline.files import open_sink, open_tree
 from pipeline.label_space import label_space
 from pipeline.record import File
@@ -119,3 +119,31 @@ def test_images_that_cannot_be_put(tmp_path: Path) -> None:
         with pytest.raises(CorruptImage):
             put_image(sink, "x", record_with(data), ("png",))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("through", ["", "link/", "x/../"])
+def test_an_image_is_not_written_over_itself(tmp_path: Path, through: str) -> None:
+    data = encoded("RGB", "PNG")
+    put(tmp_path, "x/a.png", data)
+    (tmp_path / "link").symlink_to(".")
+    record = record_with(None, f"{tmp_path}/{through}x/a.png")
+    for sink in (open_sink(str(tmp_path)), open_sink(f"{tmp_path}/link")):
+        for formats in (("png",), ("bmp", "png")):
+            with pytest.raises(UnsafePath, match="its source"):
+                put_image(sink, "x/a", record, formats)
+    assert put_image(open_sink(str(tmp_path)), "y/a", record, ("png",)) == ("y/a.png", {})
+
+
+def test_an_image_that_was_replaced_does_not_go_with_its_labels(tmp_path: Path) -> None:
+    put(tmp_path, "a.png", photo((SHAPE[0] + 1, SHAPE[1])))
+    record = record_with(None, str(tmp_path / "a.png"))
+    with pytest.raises(SizeMismatch, match="10x7 pixels, its labels are for 10x6"):
+        put_image(open_sink(str(tmp_path / "out")), "x", record, ("png",))
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("formats", [("png",), ("jpeg",)])
+def test_a_hidden_image_is_not_written(tmp_path: Path, formats: tuple[str, ...]) -> None:
+    record = record_with(encoded("RGB", "PNG"))
+    with pytest.raises(UnsafePath, match="hidden"):
+        put_image(open_sink(str(tmp_path)), "images/.a", record, formats)

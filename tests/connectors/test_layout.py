@@ -125,6 +125,18 @@ def test_the_table_gives_fingerprints_as_they_were(found: dict[str, str]) -> Non
     assert table.find("no such name") is None
 
 
+def test_a_label_behind_a_link_out_of_the_tree_is_missing_not_absent(tmp_path: Path) -> None:
+    put(tmp_path, "away/masks/a.png", "")
+    put(tmp_path, "data/masks/b.png", "")
+    (tmp_path / "data/masks/a.png").symlink_to(tmp_path / "away/masks/a.png")
+    (tmp_path / "data/more").symlink_to(tmp_path / "away/masks")
+    tree = open_tree(str(tmp_path / "data"))
+    asked = ("masks/a.png", "masks/b.png", "masks/c.png", "more/a.png")
+    found = [Fingerprints(tree, "masks").find(name) for name in asked]
+    there = tree.entry("masks/b.png").fingerprint
+    assert found == [MISSING, there, None, MISSING]
+
+
 def test_digest_tells_its_parts_apart() -> None:
     texts = [digest("voc", 1, "ab", "c"), digest("voc", 1, "a", "bc"), digest("voc", 2, "ab", "c")]
     assert len({*texts, digest("camvid", 1, "ab", "c")}) == 4
@@ -167,6 +179,13 @@ def test_an_error_leaves_no_list(tmp_path: Path) -> None:
 def test_names_that_do_not_fit_a_line(name: str) -> None:
     with pytest.raises(UnsafePath, match="line"):
         one_line(name)
+
+
+@pytest.mark.parametrize("name", [".a", "a/.b", "a/..b/c", "__MACOSX/a", ".."])
+def test_names_that_no_listing_shows(name: str) -> None:
+    with pytest.raises(UnsafePath, match="hidden"):
+        one_line(name)
+    assert one_line("a.b/c..d./e") == "a.b/c..d./e"
 
 
 def test_two_of_one_place() -> None:

@@ -418,17 +418,6 @@ def test_classes_of_other_datasets_count_from_1(tmp_path: Path) -> None:
     assert bare(back).mask == bare(make_record(ids, space, "a", "train")).mask
 
 
-def test_images_of_two_sizes_are_refused(tmp_path: Path) -> None:
-    shapes = [(5, 7), (5, 7), (7, 5), (2, 2)]
-    made = [
-        make_record(np.zeros(shape, np.uint16), FULL, f"a{n}", "train")
-        for n, shape in enumerate(shapes)
-    ]
-    with pytest.raises(InputError, match=r"2 of 4 images are not .* 7x5 pixels \(a2: 5x7\)"):
-        rewrite(NYUV2_MAT, made, tmp_path, FULL)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_labels_of_another_size_than_the_image(tmp_path: Path) -> None:
     record = make_record(np.zeros((5, 7), np.uint16), FULL, "a", "train")
     other = make_record(np.zeros((5, 6), np.uint16), FULL, "b", "train")

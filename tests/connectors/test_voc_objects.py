@@ -124,6 +124,11 @@ def test_boxes_count_from_one(tmp_path: Path) -> None:
         "<annotation><object><bndbox><xmin>1</xmin></bndbox></object></annotation>",
         "<annotation><object><bndbox><xmin>x</xmin><ymin>1</ymin><xmax>1</xmax><ymax>1</ymax>"
         "</bndbox></object></annotation>",
+        *(
+            f"<annotation><object><bndbox><xmin>1</xmin><ymin>{n}</ymin><xmax>3</xmax>"
+            "<ymax>3</ymax></bndbox></object></annotation>"
+            for n in ("nan", "-inf", "1e999", "1e308")
+        ),
     ],
 )
 def test_bad_annotations(tmp_path: Path, text: str) -> None:

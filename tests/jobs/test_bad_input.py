@@ -184,9 +184,12 @@ def test_wrong_calls_get_one_line(data, tmp_path, capsys, args, code, text):
     if "GOOD" in args:
         call(capsys, "ingest", data, tmp_path / "good", "--format", "camvid-11")
     known = {"DATA": data, "S": tmp_path / "s", "GOOD": tmp_path / "good", "OUT": tmp_path / "out"}
-    _, err = call(capsys, *(known.get(a, a) for a in args), code=code)
+    said, err = call(capsys, *(known.get(a, a) for a in args), code=code)
     assert (str(data) if text == "DATA" else text) in err
     assert len(err.strip().splitlines()) == 1, err
+    if args[0] != "lable":
+        assert err.strip().endswith(said["error"])
+        assert said["verb"].split()[0] == args[0]
 
 
 def test_a_store_of_a_newer_schema(data, tmp_path, capsys):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import struct
+from contextlib import suppress
+from unittest.mock import patch
+
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
@@ -14,6 +18,7 @@ from pipeline.errors import CorruptMask
 from pipeline.record import Depth
 
 SHAPES = array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=20)
+CELL = depth.encode(np.arange(12, dtype=np.uint16).reshape(3, 4))
 MAPS = st.sampled_from([np.uint16, np.float32]).flatmap(lambda kind: arrays(kind, SHAPES))
 
 
@@ -46,3 +51,24 @@ def test_metres() -> None:
 def test_damage(cell: bytes) -> None:
     with pytest.raises(CorruptMask, match=r"room\.mat"):
         depth.decode(cell, "room.mat")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of tags
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_damage_anywhere(data: st.DataObject) -> None:
+    """Whatever a byte of a cell becomes, it decodes or is told as damage."""
+    cell = bytearray(CELL)
+    for _ in range(data.draw(st.integers(1, 3))):
+        cell[data.draw(st.integers(0, len(cell) - 1))] = data.draw(st.integers(0, 255))
+    with suppress(CorruptMask):
+        depth.decode(bytes(cell), "room.tif")
+
+
+@pytest.mark.parametrize("error", [TypeError, KeyError, struct.error, EOFError, ZeroDivisionError])
+def test_errors_of_the_decoder_are_damage(error: type[Exception]) -> None:
+    with (
+        patch("PIL.TiffImagePlugin.TiffImageFile.load", side_effect=error("odd")),
+        pytest.raises(CorruptMask, match=r"room\.tif"),
+    ):
+        depth.decode(CELL, "room.tif")

@@ -232,6 +232,17 @@ class TestLocalTree:
             "y.jpg",
         ]
 
+    def test_a_folder_that_is_left_out_of_the_names_is_told_once(self, tmp_path, caplog):
+        for name in ("data/train/a.png", "away/b.png"):
+            (tmp_path / name).parent.mkdir(parents=True)
+            (tmp_path / name).touch()
+        (tmp_path / "data/val").symlink_to(tmp_path / "away")
+        tree = open_tree(str(tmp_path / "data"))
+        with caplog.at_level(logging.WARNING):
+            assert tree.names() == tree.names() == ["train"]
+        assert [record.message.count("data/val") for record in caplog.records] == [1]
+        assert "name the directory that holds both" in caplog.text
+
     def test_links_in_a_circle_end(self, tmp_path, caplog):
         write_directory(tmp_path, {"a/x.jpg": b"", "b/y.jpg": b""})
         (tmp_path / "a" / "up").symlink_to("..")

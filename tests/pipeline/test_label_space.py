@@ -145,6 +145,21 @@ def test_a_space_that_contradicts_itself_is_refused(classes, ignore, says) -> No
         LabelSpace("mine", tuple(LabelClass(i, n, (0, 0, 0)) for i, n in classes), ignore)
 
 
+@pytest.mark.parametrize(
+    ("name", "said", "says"),
+    [
+        ("mine\n", "a", "line breaks"),
+        ("mi\rne", "a", "line breaks"),
+        (" mine", "a", "spaces"),
+        ("mine\ud800", "a", "surrogate"),
+        ("mine", "a\udfff", "surrogate"),
+    ],
+)
+def test_names_that_no_file_can_hold(name: str, said: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        LabelSpace(name, (LabelClass(0, said, (0, 0, 0)),), 255)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"name": "a", "ignore_index": 1}', "null"])
 def test_text_that_is_no_space_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="not a label space"):

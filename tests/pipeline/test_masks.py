@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from pipeline import masks
-from pipeline.errors import LabelOutOfRange
+from pipeline.errors import LabelOutOfRange, UnknownColour
 from pipeline.label_space import LabelClass, LabelSpace, label_space, voc_colour
 from pipeline.record import ClassPixels
 from tests.pipeline.label_files import MASKS, SHAPES, blobs, chunk, chunks, pil_png
@@ -249,19 +249,33 @@ def test_unknown_colours_are_counted_and_ignored() -> None:
     assert (found == 17).sum() == 7
 
 
-def test_of_equal_colours_the_first_class_that_is_not_void_wins() -> None:
-    space = LabelSpace(
+def shared_colours() -> LabelSpace:
+    return LabelSpace(
         "mine",
         (
             LabelClass(0, "nothing", (9, 9, 9), void=True),
             LabelClass(1, "a", (9, 9, 9)),
-            LabelClass(2, "b", (9, 9, 9)),
+            LabelClass(2, "b", (8, 8, 8)),
+            LabelClass(3, "c", (8, 8, 8)),
+            LabelClass(4, "rest", (7, 7, 7)),
+            LabelClass(5, "ignored", (7, 7, 7)),
         ),
-        0,
+        5,
     )
-    found, stray = masks.colours_to_ids(np.full((2, 2, 3), 9, np.uint8), space, "x")
-    assert found.tolist() == [[1, 1], [1, 1]]
+
+
+@pytest.mark.parametrize(("value", "expected"), [(9, 1), (7, 4)])
+def test_of_equal_colours_the_class_that_is_not_void_wins(value: int, expected: int) -> None:
+    found, stray = masks.colours_to_ids(np.full((2, 2, 3), value, np.uint8), shared_colours(), "x")
+    assert found.tolist() == [[expected] * 2] * 2
     assert stray == {}
+
+
+def test_a_colour_of_two_classes_is_no_label() -> None:
+    rgb = np.full((2, 2, 3), 9, np.uint8)
+    rgb[1, 1] = 8
+    with pytest.raises(UnknownColour, match=r"\(8, 8, 8\) .* 'b', 'c'"):
+        masks.colours_to_ids(rgb, shared_colours(), "x")
 
 
 def test_full_camvid_labels(shared_data) -> None:

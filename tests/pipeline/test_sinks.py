@@ -88,6 +88,23 @@ class TestLocalSink:
         sink.write(f"d/{'n' * 255}", b"1")
         assert os.listdir(tmp_path / "d") == ["n" * 255]
 
+    @pytest.mark.parametrize(
+        ("name", "cause"),
+        [
+            ("x" * 256, "too long"),
+            ("x" * 256 + "/a", "too long"),
+            ("folder", "a directory is in its place"),
+            ("file/a", "a file is in the place of its directory"),
+            ("file/a/b", "a file is in the place of its directory"),
+        ],
+    )
+    def test_a_name_without_a_place_is_that_files_own_error(self, tmp_path, name, cause):
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "file").touch()
+        with pytest.raises(UnsafePath, match=cause):
+            open_sink(str(tmp_path)).write(name, b"data")
+        assert {p.name for p in tmp_path.rglob("*")} == {"folder", "file"}
+
     def test_files_obey_the_umask(self, tmp_path):
         open_sink(str(tmp_path)).write("x", b"")
         mask = os.umask(0)

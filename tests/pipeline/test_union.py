@@ -102,6 +102,23 @@ def test_of_two_files_of_one_name_the_first_counts_and_a_difference_is_told(tmp_
     assert tree.read("d/other") == b"1"
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["d/classes.tsv", "annotations/instances_train2017.json", "train.txt", "ImageSets/a/b.txt"],
+)
+def test_of_two_files_that_speak_for_the_whole_neither_counts(tmp_path, name):
+    one, two, three = (
+        write_directory(tmp_path / n, {name: text, f"{n}.jpg": b"", "d/x.txt": n.encode()})
+        for n, text in (("a", b"1" * 70_000), ("b", b"1" * 70_000), ("c", b"1" * 69_999 + b"2"))
+    )
+    same, differing = open_source(f"{one},{two}"), open_source(f"{one},{three}")
+    assert same.read(name) == b"1" * 70_000
+    for ask in (differing.read, differing.open, differing.read_text):
+        with pytest.raises(LayoutError, match=f"{one}/{name} and {three}/{name} differ"):
+            ask(name)
+    assert differing.read("d/x.txt") == b"a"  # a file among many: the first counts, walk warns
+
+
 def test_an_archive_of_bare_files_lies_in_a_folder_of_its_name(tmp_path):
     (tmp_path / "Stills.zip").write_bytes(zip_bytes({"Stills/a.png": b"1"}))
     (tmp_path / "Labels.zip").write_bytes(zip_bytes({"a_L.png": b"2", "b_L.png": b"3"}))
