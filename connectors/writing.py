@@ -160,6 +160,8 @@ def write_dataset(
         Exception: what a worker raised that is no bad input.
     """
     total = Exported()
+    # Workers may run elsewhere: a relative target is one below this process's directory.
+    factory = replace(factory, target=open_sink(factory.target).url)
     numbered = (Chunk(number, items) for number, items in enumerate(chunks))
     with Spool() as spool:
         with closing(runner.map(factory, numbered)) as outcomes:
