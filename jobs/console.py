@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.errors import SegmillError, SumMismatch, UsageError
+from pipeline.errors import SegmillError, SumMismatch, TooManyErrors, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -168,6 +168,8 @@ def _explain(verb: str, error: BaseException) -> int:
     if not isinstance(error, (SegmillError, OSError)):
         text = f"unexpected {type(error).__name__}: {text}; --debug shows where, please report it"
     print(f"segmill {verb}: {text}", file=sys.stderr)
+    if isinstance(error, TooManyErrors):
+        return EXIT_ERRORS
     return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
 
 

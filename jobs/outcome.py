@@ -1,0 +1,58 @@
+"""What `convert` and `export` share: what they refuse, when they stop, what they say."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from jobs.console import note, tolerated
+
+if TYPE_CHECKING:
+    from connectors.dataset import Conversion
+    from jobs.console import Summary
+
+
+def check_apart(src: str, dst: str) -> None:
+    """Refuse to write a dataset into the one that is read.
+
+    Raises:
+        UsageError: DST is SRC or lies below it.
+    """
+    from pathlib import Path
+
+    from pipeline.errors import UsageError
+    from pipeline.files import local_path
+
+    there = local_path(dst)
+    for source in {src, *src.split(",")}:
+        here = local_path(source)
+        if here and there and Path(there).resolve().is_relative_to(Path(here).resolve()):
+            raise UsageError(f"{dst}: lies in the dataset that is read; name another directory")
+
+
+def stop_after(max_errors: str) -> int | None:
+    """Return the count of failures that ends a job early: with 0 and shares it goes to its end.
+
+    >>> stop_after("20"), stop_after("0"), stop_after("1%")
+    (20, None, None)
+    """
+    return None if max_errors.endswith("%") else tolerated(max_errors, 0) or None
+
+
+def book(summary: Summary, total: Conversion, dst: str, *, strict: bool) -> None:
+    """Book what writing a dataset came to: the sum, the loss, and the failures beside it."""
+    from pipeline.files import open_sink
+
+    summary.done, summary.failed = total.done, total.failed
+    summary.paths["dataset"] = open_sink(dst).url
+    summary.figures["loss"] = total.loss.to_dict()
+    summary.figures["resumed"] = total.resumed
+    if total.resumed:
+        note(f"{total.resumed} inputs were written before this run was taken up again")
+    for line in total.loss.lines():
+        note(f"lost: {line}")
+    if total.errors:
+        summary.paths["errors"] = total.errors
+        for message in total.told:
+            note(message)
+    if strict and total.loss.any:
+        summary.gate = "--strict: the conversion loses something, see above"
