@@ -27,7 +27,6 @@ def test_a_full_folder_is_named_with_the_way_out(tmp_path, monkeypatch):
     try:
         with pytest.raises(SegmillError, match=f"{tmp_path}.*TMPDIR"):
             file.write(bytes(1_000_000))
-            file.flush()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     file.close()
