@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from connectors.base import Written
 from pipeline.ahead import Ahead
-from pipeline.errors import LayoutError, MissingFile
+from pipeline.errors import LayoutError, MissingFile, SegmillError
 from pipeline.failures import Failure
 from pipeline.files import open_tree, read_url
 from pipeline.loss import Loss
@@ -151,12 +151,18 @@ class Spool:
 
     def _read(self, names: list[str]) -> Iterator[bytes]:
         names.sort()
-        if not self._kept.sink.far:
-            yield from map(self._kept.read, names)
-            return
-        ahead, feed = Ahead(), iter(names)
+        far, ahead, feed = self._kept.sink.far, Ahead(), iter(names)
         while group := list(islice(feed, _AT_ONCE)):
-            yield from ahead.map(self._kept.read, group, far=True)
+            yield from ahead.map(self._read_one, group, far=far)
+
+    def _read_one(self, name: str) -> bytes:
+        try:
+            return self._kept.read(name)
+        except MissingFile as error:
+            raise SegmillError(
+                f"{error.path}: a worker wrote this, and it is not here: workers on several "
+                "machines need a target that all of them share, and no two commands the same one"
+            ) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +183,8 @@ class Checkpoint:
         folder = f"{FOLDER}/convert-{key}"
         resumed = sink.exists(f"{folder}/{_BEGUN}")
         if not resumed:
-            sink.remove_folder(folder)
+            with suppress(OSError):  # what lies there is not looked at, only in the way
+                sink.remove_folder(folder)
         _disown(sink, folder)
         signed = frozenset[str]()
         if resumed and not sink.far:

@@ -193,3 +193,19 @@ def test_code_that_breaks_on_a_whole_chunk_fails_that_one_alone(
     summary, err = call(capsys, *words(data, tmp_path / "out"), code=3)
     assert (summary["done"], summary["failed"]) == (8, 2)
     assert "KeyError" in err
+
+
+def test_files_that_lie_on_a_workers_own_disk_are_explained(data, tmp_path, capsys, monkeypatch):
+    from connectors.dataset import _Drive
+
+    real = _Drive.take
+
+    def take(self: Any, outcome: Any) -> int:
+        done = real(self, outcome)
+        (place,) = (tmp_path / "out" / ".segmill").glob(f"*/{outcome.result.name}")
+        place.unlink()
+        return done
+
+    monkeypatch.setattr(_Drive, "take", take)
+    _, err = call(capsys, *words(data, tmp_path / "out"), code=1)
+    assert "need a target that all of them share" in err
