@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from pipeline.errors import InputError
     from pipeline.fragment import Fragment
     from pipeline.record import Record
     from pipeline.store import Store
@@ -78,11 +77,11 @@ class RowReader:
     store: Store
     keys: frozenset[bytes] | None
 
-    def __call__(self) -> Callable[[RowRange], Iterator[tuple[Sample, Record | InputError]]]:
+    def __call__(self) -> Callable[[RowRange], Iterator[tuple[Sample, Record]]]:
         """Return the reading function, in the process that will use it."""
         return self._read
 
-    def _read(self, rows: RowRange) -> Iterator[tuple[Sample, Record | InputError]]:
+    def _read(self, rows: RowRange) -> Iterator[tuple[Sample, Record]]:
         for batch in _GROUPS.batches(self.store, rows):
             for record in from_batch(batch):
                 path = record.image.path or ""

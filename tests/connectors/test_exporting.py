@@ -43,8 +43,11 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     return made.commit([write_fragment(made.sink(), "data/x/0.parquet", to_table(rows))])
 
 
-def test_every_row_comes_once_and_every_row_group_too(store, monkeypatch):
-    read, real = [], pq.ParquetFile.read_row_group
+def test_every_row_comes_once_and_every_row_group_too(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = pq.ParquetFile.read_row_group
+    read: list[int] = []
 
     def noted(self: Any, number: int, **options: Any) -> Any:
         read.append(number)
@@ -59,7 +62,7 @@ def test_every_row_comes_once_and_every_row_group_too(store, monkeypatch):
     assert len(read) == len(set(read))
 
 
-def test_a_condition_picks_rows_and_what_is_lost_has_names(store):
+def test_a_condition_picks_rows_and_what_is_lost_has_names(store: Store) -> None:
     keys = matching(store, "split = 'train'")
     reader, (piece, *_) = RowReader(store, keys), ranges(store)
     names = [f"i{n:05d}" for n in range(0, piece.stop, 3)]
@@ -67,7 +70,7 @@ def test_a_condition_picks_rows_and_what_is_lost_has_names(store):
     assert [(s.image_id, s.split) for s in reader.samples(piece)] == [(n, "train") for n in names]
 
 
-def test_halves_are_the_whole_and_have_names_of_their_own(store):
+def test_halves_are_the_whole_and_have_names_of_their_own(store: Store) -> None:
     whole = next(iter(ranges(store)))
     one, two = whole.halves()
     assert (one.start, one.stop, two.stop) == (whole.start, two.start, whole.stop)

@@ -24,7 +24,7 @@ from pipeline.streetscenes import write_dataset as write_scenes
 from tests.jobs.calls import call
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
     from pathlib import Path
 
 IMAGES = 10
@@ -61,7 +61,7 @@ class Elsewhere:
     poison: str = ""
     name: str = "elsewhere"
 
-    def map(self, make_worker: Any, chunks: Any, split: Any = None) -> Iterator[Outcome[Any, Any]]:
+    def map(self, make_worker: Any, chunks: Any, split: Any = None) -> Generator[Outcome[Any, Any]]:
         here = os.getcwd()
         todo = list(chunks)
         os.chdir(self.folder)
@@ -79,7 +79,9 @@ class Elsewhere:
             os.chdir(here)
 
 
-def test_a_relative_target_lies_below_this_process(data, tmp_path, monkeypatch):
+def test_a_relative_target_lies_below_this_process(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "here").mkdir()
     (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -101,7 +103,7 @@ def check_poisoned(total: Any, out: Path, data: Path) -> None:
     assert names == [f"street_{n:06d}" for n in range(IMAGES) if n != 3]
 
 
-def test_a_chunk_that_kills_is_halved_and_order_is_kept(data, tmp_path):
+def test_a_chunk_that_kills_is_halved_and_order_is_kept(data: Path, tmp_path: Path) -> None:
     runner = Elsewhere(str(tmp_path), poison=BAD)
     total = write_dataset(*parts(data, str(tmp_path / "out")), runner)
     check_poisoned(total, tmp_path / "out", data)
@@ -111,7 +113,7 @@ def test_a_chunk_that_kills_is_halved_and_order_is_kept(data, tmp_path):
 class Deadly:
     """A reader that kills its process on one sample."""
 
-    inner: LaterFactory
+    inner: Any
 
     def __call__(self) -> Any:
         read = self.inner()
@@ -125,7 +127,9 @@ class Deadly:
         return deadly
 
 
-def test_on_ray_one_poisonous_sample_fails_alone(data, tmp_path, ray_session):
+def test_on_ray_one_poisonous_sample_fails_alone(
+    data: Path, tmp_path: Path, ray_session: object
+) -> None:
     factory, source = parts(data, str(tmp_path / "out"))
     deadly = replace(factory, make_read=Deadly(factory.make_read))
     total = write_dataset(deadly, source, RayRunner(Resources(1, 2, cpus=0.5)))
@@ -137,7 +141,9 @@ def words(data: Path, out: Path) -> list[str]:
     return ["convert", str(data), str(out), *rest]
 
 
-def test_a_sample_that_cannot_be_written_fails_alone(data, tmp_path, capsys):
+def test_a_sample_that_cannot_be_written_fails_alone(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     call(capsys, *words(data, tmp_path / "whole"))
     (place,) = [n for n in files(tmp_path / "whole") if BAD in n and n.startswith("masks")]
     (tmp_path / "out" / place).mkdir(parents=True)
@@ -148,7 +154,13 @@ def test_a_sample_that_cannot_be_written_fails_alone(data, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE])
-def test_a_full_disk_ends_the_job_with_one_line(number, data, tmp_path, capsys, monkeypatch):
+def test_a_full_disk_ends_the_job_with_one_line(
+    number: int,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     real = LocalSink.write
 
     def write(self: LocalSink, name: str, content: bytes) -> None:
@@ -165,7 +177,9 @@ def test_a_full_disk_ends_the_job_with_one_line(number, data, tmp_path, capsys, 
     assert call(capsys, *words(data, tmp_path / "out"))[0]["done"] == IMAGES
 
 
-def test_code_that_breaks_on_every_sample_ends_the_job(data, tmp_path, capsys, monkeypatch):
+def test_code_that_breaks_on_every_sample_ends_the_job(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from connectors.maskdir import MaskDir
 
     def write(*_: object) -> None:
@@ -177,8 +191,8 @@ def test_code_that_breaks_on_every_sample_ends_the_job(data, tmp_path, capsys, m
 
 
 def test_code_that_breaks_on_a_whole_chunk_fails_that_one_alone(
-    data, tmp_path, capsys, monkeypatch
-):
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from connectors.maskdir import MaskDir
 
     real = MaskDir.write
@@ -195,7 +209,9 @@ def test_code_that_breaks_on_a_whole_chunk_fails_that_one_alone(
     assert "KeyError" in err
 
 
-def test_files_that_lie_on_a_workers_own_disk_are_explained(data, tmp_path, capsys, monkeypatch):
+def test_files_that_lie_on_a_workers_own_disk_are_explained(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from connectors.dataset import _Drive
 
     real = _Drive.take

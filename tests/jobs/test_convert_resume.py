@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 import pytest
@@ -69,7 +69,9 @@ def kill(command: list[str], module: str, owner: str, name: str, after: int) -> 
 
 
 @pytest.mark.parametrize("to", ["cityscapes", "coco-instances", "voc"])
-def test_after_kill_9_the_finished_chunks_are_left_alone(to, data, tmp_path, capsys):
+def test_after_kill_9_the_finished_chunks_are_left_alone(
+    to: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole, out = tmp_path / "whole", tmp_path / "out"
     undisturbed, _ = call(capsys, *words(data, whole, to))
     assert undisturbed["resumed"] == 0
@@ -94,7 +96,9 @@ def test_after_kill_9_the_finished_chunks_are_left_alone(to, data, tmp_path, cap
 
 
 @pytest.mark.parametrize("to", ["coco-instances", "nyuv2-mat"])
-def test_after_kill_9_in_the_last_step(to, data, tmp_path, capsys):
+def test_after_kill_9_in_the_last_step(
+    to: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole, out = tmp_path / "whole", tmp_path / "out"
     call(capsys, *words(data, whole, to))
     kill(words(data, out, to), "connectors", "checkpoint", "_entries", 2)
@@ -105,7 +109,9 @@ def test_after_kill_9_in_the_last_step(to, data, tmp_path, capsys):
         same(files(out), files(whole))
 
 
-def test_after_kill_9_when_hidden_parts_are_gone_already(data, tmp_path, capsys):
+def test_after_kill_9_when_hidden_parts_are_gone_already(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """NYUDv2's last step removes each image's part as soon as the .mat has it."""
     whole, out = tmp_path / "whole", tmp_path / "out"
     call(capsys, *words(data, whole, "nyuv2-mat"))
@@ -120,20 +126,24 @@ def stopped(monkeypatch: pytest.MonkeyPatch, command: list[str], chunks: int = 3
     """Run a verb that is stopped after some chunks, and leaves all as a kill would."""
     from connectors.dataset import _Drive
 
-    real, seen = _Drive.take, []
+    real: Any = _Drive.take
+    seen: list[int] = []
 
-    def take(self, outcome):
+    def take(self: Any, outcome: Any) -> int:
         seen.append(1)
         if len(seen) > chunks:
             raise KeyboardInterrupt
-        return real(self, outcome)
+        done: int = real(self, outcome)
+        return done
 
     with monkeypatch.context() as patch, suppress(SystemExit):
         patch.setattr(_Drive, "take", take)
         main([*command, "--json"])
 
 
-def test_a_bucket_is_taken_up_again_too(data, tmp_path, capsys, monkeypatch):
+def test_a_bucket_is_taken_up_again_too(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     fs = fsspec.filesystem("memory")
     for name in ("whole", "out"):
         with suppress(FileNotFoundError):
@@ -150,7 +160,9 @@ def test_a_bucket_is_taken_up_again_too(data, tmp_path, capsys, monkeypatch):
     same(found["out"], found["whole"])
 
 
-def test_what_was_removed_meanwhile_is_written_again(data, tmp_path, capsys, monkeypatch):
+def test_what_was_removed_meanwhile_is_written_again(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     call(capsys, *words(data, tmp_path / "whole", "maskdir"))
     stopped(monkeypatch, words(data, tmp_path / "out", "maskdir"))
     for path in (tmp_path / "out").rglob("street_000002*"):
@@ -160,7 +172,9 @@ def test_what_was_removed_meanwhile_is_written_again(data, tmp_path, capsys, mon
     same(files(tmp_path / "out"), files(tmp_path / "whole"))
 
 
-def test_a_changed_sample_is_written_again(data, tmp_path, capsys, monkeypatch):
+def test_a_changed_sample_is_written_again(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     stopped(monkeypatch, words(data, tmp_path / "out", "maskdir"))
     good = data / "trainannot" / "street_000002.png"
     (data / "trainannot" / "street_000001.png").write_bytes(good.read_bytes())
@@ -171,7 +185,9 @@ def test_a_changed_sample_is_written_again(data, tmp_path, capsys, monkeypatch):
     same(files(tmp_path / "out"), files(tmp_path / "whole"))
 
 
-def test_another_command_starts_anew_and_is_not_built_upon(data, tmp_path, capsys, monkeypatch):
+def test_another_command_starts_anew_and_is_not_built_upon(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = words(data, tmp_path / "out", "cityscapes")
     stopped(monkeypatch, first)
     other, _ = call(capsys, *first, "--label-space", "keep")
@@ -181,7 +197,9 @@ def test_another_command_starts_anew_and_is_not_built_upon(data, tmp_path, capsy
     assert not (tmp_path / "out" / ".segmill").exists()
 
 
-def test_many_failures_end_the_job_early_and_are_told(data, tmp_path, capsys):
+def test_many_failures_end_the_job_early_and_are_told(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for path in (data / "trainannot").iterdir():
         path.write_bytes(b"no picture")
     out = tmp_path / "out"
@@ -195,14 +213,16 @@ def test_many_failures_end_the_job_early_and_are_told(data, tmp_path, capsys):
     assert summary["resumed"] >= 8
 
 
-def test_a_source_that_vanishes_ends_the_job(data, tmp_path, capsys, monkeypatch):
+def test_a_source_that_vanishes_ends_the_job(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     import shutil
 
     from connectors.checkpoint import Kept
 
     real = Kept.put
 
-    def put(self, name, chunk):
+    def put(self: Any, name: str, chunk: Any) -> Any:
         if data.exists():
             shutil.rmtree(data)
         return real(self, name, chunk)
