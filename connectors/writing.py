@@ -120,7 +120,7 @@ class _ChunkWriter(Generic[T]):
         try:
             return self._put_one(sink, pair)
         except OSError as error:
-            return Failure.of(sample, "write", _not_written(sample, error))
+            return Failure.of(sample, "write", _not_written(sample, error, sink))
         except (SegmillError, MemoryError):
             raise
         except Exception as error:
@@ -150,7 +150,7 @@ def code_broke(sample: Sample, error: BaseException) -> InputError:
     return InputError(sample.path, cause, "look at the file; please report")
 
 
-def _not_written(sample: Sample, error: OSError) -> InputError:
+def _not_written(sample: Sample, error: OSError, sink: Sink) -> InputError:
     """Return the failure of a sample whose files cannot be written.
 
     Raises:
@@ -158,13 +158,13 @@ def _not_written(sample: Sample, error: OSError) -> InputError:
     """
     if isinstance(error, SegmillError):
         raise error
-    place = f" {error.filename}" if error.filename else ""
+    place = error.filename or sink.url
     cause = error.strerror or str(error)
     if error.errno in _NOT_THE_SAMPLES:
         raise SegmillError(
-            f"cannot write{place}: {cause}; mend that and run the same command again to go on"
+            f"cannot write {place}: {cause}; mend that and run the same command again to go on"
         ) from error
-    return InputError(sample.path, f"cannot be written{place} ({cause})", "run this again")
+    return InputError(sample.path, f"cannot be written to {place} ({cause})", "run this again")
 
 
 class _Noting(Sink):

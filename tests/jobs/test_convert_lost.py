@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pickle
+import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -121,6 +122,7 @@ class Deadly:
         def deadly(samples: Samples) -> Any:
             for sample, pending in read(samples):
                 if sample.image_id == BAD:
+                    time.sleep(0.5)  # for the answer to the chunk before to get out
                     os._exit(9)
                 yield sample, pending
 
@@ -149,7 +151,7 @@ def test_a_sample_that_cannot_be_written_fails_alone(
     (tmp_path / "out" / place).mkdir(parents=True)
     summary, err = call(capsys, *words(data, tmp_path / "out"), code=3)
     assert (summary["done"], summary["failed"]) == (IMAGES - 1, 1)
-    assert "cannot be written" in err
+    assert "cannot be written to" in err
     assert BAD in err
 
 
