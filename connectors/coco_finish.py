@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import struct
-import tempfile
 from array import array
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from connectors.coco_objects import PART_OF
 from connectors.list_files import OnePlaceEach
 from pipeline.errors import LayoutError
 from pipeline.loss import Loss
+from pipeline.temporary import temporary_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -48,7 +48,7 @@ def finish(
             places.check(f"{head['tail']}/{head['name']}")
             key = head["kind"], head["tail"]
             if key not in files:
-                spool = stack.enter_context(tempfile.TemporaryFile(prefix="segmill-coco-"))
+                spool = stack.enter_context(temporary_file("coco"))
                 files[key] = _File(spool)
             files[key].add(head, w.entry)
         del places  # 60 bytes an image

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import struct
-import tempfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 import numpy as np
+
+from pipeline.temporary import temporary_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -49,7 +50,7 @@ class _Buckets:
     """Texts by key in one temporary file, to be read back a bucket of neighbouring keys a time."""
 
     def __init__(self, count: int) -> None:
-        self._file: BinaryIO = tempfile.TemporaryFile(prefix="segmill-coco-")  # noqa: SIM115
+        self._file: BinaryIO = temporary_file("coco")
         self._pending = [bytearray() for _ in range(count)]
         self._places: list[list[tuple[int, int]]] = [[] for _ in range(count)]
         self._most = min(_MOST_PENDING, _PENDING_BYTES // count)

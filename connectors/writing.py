@@ -1,60 +1,57 @@
-"""Writing a dataset: chunks of records to files, then the index, in the order of the listing.
+"""The worker that writes a dataset: a chunk of records to files, and an index entry for each.
 
-A worker writes a chunk's files and returns its index entries; they are spooled to disk by chunk, so
-that nothing grows in memory with the dataset, and `finish` reads them back in order: the same files
-result whatever the number of workers.
+connectors/dataset.py hands out the chunks and calls `finish`.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
-from contextlib import closing
+import errno
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, Final, Generic, TypeAlias, TypeVar
 
 from connectors import connector
-from connectors.base import Written
-from connectors.incomplete import begun, ended
+from connectors.checkpoint import Exported
 from pipeline.ahead import Ahead, fetched_once, is_far
 from pipeline.errors import InputError, SegmillError
 from pipeline.failures import Failure
 from pipeline.files import open_sink
-from pipeline.loss import Loss
+from pipeline.sinks import Sink
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator
 
-    from connectors.base import Connector
+    from connectors.base import Connector, Written
+    from pipeline.loss import Loss
     from pipeline.record import Record, Sample
     from pipeline.relabel import Relabeller
-    from pipeline.runner import Runner
-    from pipeline.sinks import Sink
 
     Pending = Record | InputError | Callable[[], Record | InputError]
     """A record, the error in its place, or what reads it when its turn comes."""
 
+    Done: TypeAlias = "tuple[Written, Loss] | Failure | _Broken"
+
 T = TypeVar("T")
+_NOT_THE_SAMPLES: Final = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+}
+"""Errors that every further sample would meet, too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk(Generic[T]):
-    """A piece of the listing by its place in it."""
+    """A piece of the listing by its place in it; `part` tells the halves of a piece apart."""
 
     number: int
     items: T
-
-
-@dataclass(slots=True)
-class Exported:
-    """What writing a chunk, or a whole dataset, came to."""
-
-    done: int = 0
-    failures: list[Failure] = field(default_factory=list)
-    loss: Loss = field(default_factory=Loss)
-    written: list[Written] = field(default_factory=list)
+    part: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +92,7 @@ class _ChunkWriter(Generic[T]):
         if first is None:
             return result
         far = self.sink.far or is_far(first[0].path)
-        work = self._put_far if far else self._put
+        work = partial(self._put_far if far else self._put, _Noting(self.sink, result.files))
         for done in self._ahead.map(work, chain((first,), pairs), far=far):
             if isinstance(done, Failure):
                 result.failures.append(done)
@@ -112,23 +109,24 @@ class _ChunkWriter(Generic[T]):
         result.failures += [b.failure for b in broken]
         return result
 
-    def _put_far(self, pair: tuple[Sample, Pending]) -> tuple[Written, Loss] | Failure | _Broken:
+    def _put_far(self, sink: Sink, pair: tuple[Sample, Pending]) -> Done:
         """Read and write one sample; no file of it comes over the net twice."""
         with fetched_once():
-            return self._put(pair)
+            return self._put(sink, pair)
 
-    def _put(self, pair: tuple[Sample, Pending]) -> tuple[Written, Loss] | Failure | _Broken:
+    def _put(self, sink: Sink, pair: tuple[Sample, Pending]) -> Done:
         """Read and write one sample; one that breaks the code must not end a night's work."""
+        sample = pair[0]
         try:
-            return self._put_one(pair)
-        except (SegmillError, OSError, MemoryError):
+            return self._put_one(sink, pair)
+        except OSError as error:
+            return Failure.of(sample, "write", _not_written(sample, error, sink))
+        except (SegmillError, MemoryError):
             raise
         except Exception as error:
-            cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            told = InputError(pair[0].path, cause, "look at the file; please report")
-            return _Broken(Failure.of(pair[0], "write", told), error)
+            return _Broken(Failure.of(sample, "write", code_broke(sample, error)), error)
 
-    def _put_one(self, pair: tuple[Sample, Pending]) -> tuple[Written, Loss] | Failure:
+    def _put_one(self, sink: Sink, pair: tuple[Sample, Pending]) -> tuple[Written, Loss] | Failure:
         sample, record = pair
         if callable(record):
             record = record()
@@ -138,7 +136,7 @@ class _ChunkWriter(Generic[T]):
             record = replace(record, mask=replace(record.mask, bytes=None))
         try:
             moved, loss = self.relabel(record)
-            written = self.connector.write(self.sink, moved, self.relabel.target)
+            written = self.connector.write(sink, moved, self.relabel.target)
         except InputError as error:
             return Failure.of(sample, "write", error)
         for name, count in written.loss.items():
@@ -146,72 +144,56 @@ class _ChunkWriter(Generic[T]):
         return written, loss
 
 
-def write_dataset(
-    factory: WriterFactory[T],
-    chunks: Iterable[T],
-    runner: Runner,
-    on_progress: Callable[[int], None] = lambda done: None,
-    facts: Mapping[str, Any] | None = None,
-) -> Exported:
-    """Write all chunks and then what is global; return the sum without the entries.
+def code_broke(sample: Sample, error: BaseException) -> InputError:
+    """Return the failure of a sample on which the code broke."""
+    cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return InputError(sample.path, cause, "look at the file; please report")
 
-    `facts` has by format what the sources say of themselves (`Connector.facts`).
+
+def _not_written(sample: Sample, error: OSError, sink: Sink) -> InputError:
+    """Return the failure of a sample whose files cannot be written.
 
     Raises:
-        Exception: what a worker raised that is no bad input.
+        SegmillError: not the sample is the cause: the disk is full, say.
     """
-    total = Exported()
-    numbered = (Chunk(number, items) for number, items in enumerate(begun(factory.target, chunks)))
-    with Spool() as spool:
-        with closing(runner.map(factory, numbered)) as outcomes:
-            for outcome in outcomes:
-                result = outcome.result
-                if result is None:
-                    raise outcome.error or RuntimeError("a chunk ended without a result")
-                spool.put(outcome.chunk.number, result.written)
-                total.done += result.done
-                total.failures += result.failures
-                total.loss += result.loss
-                on_progress(total.done + len(total.failures))
-        last = connector(factory.format).finish(
-            open_sink(factory.target), spool, factory.relabel.target, facts or {}
-        )
-        if last is not None:
-            total.loss += last
-    ended(factory.target)
-    return total
+    if isinstance(error, SegmillError):
+        raise error
+    place = error.filename or sink.url
+    cause = error.strerror or str(error)
+    if error.errno in _NOT_THE_SAMPLES:
+        raise SegmillError(
+            f"cannot write {place}: {cause}; mend that and run the same command again to go on"
+        ) from error
+    return InputError(sample.path, f"cannot be written to {place} ({cause})", "run this again")
 
 
-class Spool:
-    """Index entries on disk, by chunk; they come back in the chunks' order, as often as asked."""
+class _Noting(Sink):
+    """A sink that notes the names of what is written to it."""
 
-    def __init__(self) -> None:
-        self._places: dict[int, int] = {}
-        self._file = tempfile.TemporaryFile(prefix="segmill-index-")  # noqa: SIM115 - closed below
+    def __init__(self, sink: Sink, names: list[str]) -> None:
+        self._sink, self._names = sink, names
+        self.url, self.far = sink.url, sink.far  # type: ignore[misc]
 
-    def __enter__(self) -> Spool:
-        return self
+    def write(self, name: str, data: bytes | memoryview) -> None:
+        self._sink.write(name, data)
+        self._names.append(name)
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+    @contextmanager
+    def stream(self, name: str) -> Iterator[BinaryIO]:
+        with self._sink.stream(name) as file:
+            yield file
+        self._names.append(name)
 
-    def put(self, number: int, written: list[Written]) -> None:
-        """Keep the entries of one chunk."""
-        self._places[number] = self._file.seek(0, os.SEEK_END)
-        for w in written:
-            head = json.dumps([w.image_id, w.split, len(w.entry)]).encode()
-            self._file.write(head + b"\n" + w.entry)
-        self._file.write(b"\n")
+    def remove(self, name: str) -> None:
+        self._sink.remove(name)
+        if name in self._names:
+            self._names.remove(name)
 
-    def __iter__(self) -> Iterator[Written]:
-        for number in sorted(self._places):
-            place = self._places[number]
-            while True:
-                self._file.seek(place)
-                head = self._file.readline().strip()
-                if not head:
-                    break
-                image_id, split, size = json.loads(head)
-                entry = self._file.read(size)
-                place = self._file.tell()
-                yield Written(image_id, split, entry)
+    def remove_folder(self, name: str) -> None:
+        self._sink.remove_folder(name)
+
+    def exists(self, name: str) -> bool:
+        return self._sink.exists(name)
+
+    def url_of(self, name: str) -> str:
+        return self._sink.url_of(name)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.errors import SegmillError, SumMismatch, UsageError
+from pipeline.errors import SegmillError, SumMismatch, TooManyErrors, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -178,6 +178,8 @@ def _explain(error: BaseException) -> tuple[int, str]:
     text = " ".join(str(error).split()) or type(error).__name__
     if not isinstance(error, (SegmillError, OSError)):
         text = f"unexpected {type(error).__name__}: {text}; --debug shows where, please report it"
+    if isinstance(error, TooManyErrors):
+        return EXIT_ERRORS, text
     return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED, text
 
 

@@ -7,8 +7,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,34 +18,18 @@ from jobs.console import (
     MaxErrorsOption,
     Progress,
     RunnerOption,
-    Summary,
     WorkersOption,
     command,
-    note,
 )
+from jobs.outcome import book, stop_after
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
-    from connectors.writing import Exported
     from pipeline.record import Sample
 
 APP = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 CHUNK_SAMPLES = 64
-
-
-@dataclass(slots=True)
-class _Counted:
-    """Counts the samples that pass."""
-
-    samples: Iterable[Sample]
-    count: int = 0
-
-    def chunks(self, size: int) -> Iterator[tuple[Sample, ...]]:
-        feed = iter(self.samples)
-        while chunk := tuple(islice(feed, size)):
-            self.count += len(chunk)
-            yield chunk
 
 
 @APP.command()
@@ -79,8 +61,9 @@ def convert(
     """Turn one dataset format into another, and say what that loses."""
     with command("convert", as_json=as_json, debug=debug, max_errors=max_errors) as summary:
         from connectors import connector
+        from connectors.dataset import Samples, Source, write_dataset
         from connectors.reading import LaterFactory
-        from connectors.writing import WriterFactory, write_dataset
+        from connectors.writing import WriterFactory
         from jobs.apart import check_apart
         from pipeline.relabel import Relabeller, target_space
         from pipeline.runner import Resources, choose
@@ -88,45 +71,31 @@ def convert(
 
         check_apart(src, dst)
         reader, tree, writer = connector(from_), open_source(src), connector(to)
-        spaces = reader.label_spaces(tree)
+        spaces, splits = reader.label_spaces(tree), tuple(split or ())
         space = target_space(label_space, writer.native, spaces)
-        factory: WriterFactory[tuple[Sample, ...]] = WriterFactory(
+        factory: WriterFactory[Samples] = WriterFactory(
             to, dst, Relabeller.to(space, spaces), LaterFactory(from_, tree.url)
         )
-        listing = _Counted(reader.list(tree, tuple(split or ())))
+
+        def counted() -> Iterator[Sample]:
+            for summary.inputs, sample in enumerate(reader.list(tree, splits), 1):
+                yield sample
+
         # The listing is a stream: its length is not known before its end.
         chosen = choose(runner, seconds=0, resources=Resources(), address=address, workers=workers)
         with Progress("convert") as progress:
             total = write_dataset(
                 factory,
-                listing.chunks(CHUNK_SAMPLES),
+                Source(
+                    (from_, tree.url, *splits),
+                    Samples.cut(counted(), CHUNK_SAMPLES),
+                    samples=lambda piece: piece,
+                    check=lambda: open_source(tree.url).names(),
+                    facts={from_: reader.facts(tree)},
+                ),
                 chosen,
-                lambda done: progress.reach(done),
-                {from_: reader.facts(tree)},
+                progress.reach,
+                most_failures=stop_after(max_errors),
             )
-        summary.inputs = listing.count
         book(summary, total, dst, strict=strict)
         summary.figures["label_space"] = space.name
-
-
-def book(summary: Summary, total: Exported, dst: str, *, strict: bool) -> None:
-    """Book what writing a dataset came to: the sum, the loss, and the failures beside it."""
-    import json
-
-    from pipeline.files import open_sink
-
-    summary.done, summary.failed = total.done, len(total.failures)
-    sink = open_sink(dst)
-    summary.paths["dataset"] = sink.url
-    summary.figures["loss"] = total.loss.to_dict()
-    for line in total.loss.lines():
-        note(f"lost: {line}")
-    if total.failures:
-        rows = sorted(total.failures, key=lambda f: (f.image_id, f.path))
-        text = "".join(json.dumps(f.to_dict()) + "\n" for f in rows)
-        sink.write("segmill-errors.jsonl", text.encode())
-        summary.paths["errors"] = sink.url_of("segmill-errors.jsonl")
-        for failure in rows[:5]:
-            note(failure.message)
-    if strict and total.loss.any:
-        summary.gate = "--strict: the conversion loses something, see above"

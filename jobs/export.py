@@ -5,8 +5,7 @@ segmill export stores/voc out/camvid --format camvid-11 --where "split = 'val'"
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -20,73 +19,10 @@ from jobs.console import (
     WorkersOption,
     command,
 )
-from jobs.convert import book
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from pipeline.errors import InputError
-    from pipeline.fragment import Fragment
-    from pipeline.record import Record, Sample
-    from pipeline.store import Store
+from jobs.outcome import book, stop_after
 
 APP = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 SECONDS_AN_IMAGE = 0.002
-CHUNK_ROWS = 256
-
-
-@dataclass(frozen=True, slots=True)
-class RowRange:
-    """A run of rows of one fragment."""
-
-    fragment: Fragment
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True, slots=True)
-class RowReader:
-    """Reads ranges of a store's rows; picklable. `keys` are the rows to keep, None for all."""
-
-    store: Store
-    keys: frozenset[bytes] | None
-
-    def __call__(self) -> Callable[[RowRange], Iterator[tuple[Sample, Record | InputError]]]:
-        """Return the reading function, in the process that will use it."""
-        return self._read
-
-    def _read(self, rows: RowRange) -> Iterator[tuple[Sample, Record | InputError]]:
-        from pipeline.ledger import row_key
-        from pipeline.record import Sample
-
-        for record in self.store.rows(rows.fragment, rows.start, rows.stop):
-            path = record.image.path or ""
-            if self.keys is not None and row_key(record.dataset, path) not in self.keys:
-                continue
-            yield (
-                Sample(
-                    record.image_id,
-                    path,
-                    record.fingerprint,
-                    dataset=record.dataset,
-                    split=record.split,
-                ),
-                record,
-            )
-
-
-def _matching(store: Store, where: str | None) -> frozenset[bytes] | None:
-    """Return the keys of the rows that meet the condition, 16 bytes each."""
-    from pipeline.ledger import row_key
-
-    if where is None:
-        return None
-    batches = store.scan(["dataset", "image.path"], where, batch_rows=65536)
-    return frozenset(
-        row_key(dataset, path or "")
-        for batch in batches
-        for dataset, path in zip(*(c.to_pylist() for c in batch.columns), strict=True)
-    )
 
 
 @APP.command()
@@ -117,7 +53,9 @@ def export(
     """Write a label store's rows as a dataset, and say what that loses."""
     with command("export", as_json=as_json, debug=debug, max_errors=max_errors) as summary:
         from connectors import connector
-        from connectors.writing import WriterFactory, write_dataset
+        from connectors.dataset import Source, write_dataset
+        from connectors.exporting import RowRange, RowReader, matching, ranges
+        from connectors.writing import WriterFactory
         from jobs.apart import check_store_apart
         from pipeline.relabel import Relabeller, target_space
         from pipeline.runner import Resources, choose
@@ -125,10 +63,11 @@ def export(
 
         held = Store.open(store, version)
         check_store_apart(held, dst)
-        keys, used = _matching(held, where), held.used_spaces(where)
+        keys, used = matching(held, where), held.used_spaces(where)
         space = target_space(label_space, connector(format_).native, used)
+        rows = RowReader(held, keys)
         factory: WriterFactory[RowRange] = WriterFactory(
-            format_, dst, Relabeller.to(space, used), RowReader(held, keys)
+            format_, dst, Relabeller.to(space, used), rows
         )
         inputs = held.count() if keys is None else len(keys)
         chosen = choose(
@@ -138,17 +77,17 @@ def export(
             address=address,
             workers=workers,
         )
+        source = Source(
+            ("store", held.url, where or ""),
+            ranges(held),
+            samples=rows.samples,
+            check=lambda: held.tree().names(),
+            facts=held.facts,
+        )
         with Progress("export", inputs) as progress:
             total = write_dataset(
-                factory, _ranges(held), chosen, lambda d: progress.reach(d), held.facts
+                factory, source, chosen, progress.reach, most_failures=stop_after(max_errors)
             )
         summary.inputs, summary.version = inputs, held.version
         book(summary, total, dst, strict=strict)
         summary.figures["label_space"] = space.name
-
-
-def _ranges(store: Store) -> Iterator[RowRange]:
-    """Yield the store's rows in ranges, fragments in the order of their first image_id."""
-    for fragment in store.fragments():
-        for start in range(0, fragment.rows, CHUNK_ROWS):
-            yield RowRange(fragment, start, min(start + CHUNK_ROWS, fragment.rows))

@@ -74,6 +74,10 @@ class UsageError(SegmillError, ValueError):
     """The caller asked for something that does not exist or cannot be combined."""
 
 
+class TooManyErrors(SegmillError):
+    """More inputs failed than the caller tolerates: the job was stopped."""
+
+
 class UnknownName(UsageError):
     """A name is in no registry; the message lists the names that are."""
 

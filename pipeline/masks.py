@@ -132,7 +132,7 @@ def read_label(data: bytes, path: str) -> LabelMap:
 
 def _open(data: bytes, path: str) -> Image:
     """Open a file that is not a PNG, and load its pixels."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     if data[:3] == b"\xff\xd8\xff":
         raise CorruptMask(
@@ -149,8 +149,11 @@ def _open(data: bytes, path: str) -> Image:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, EOFError) as error:
         if isinstance(error, ImageTooLarge):
             raise
+        # Pillow's own words for this one hold an address of memory, another one in each run.
+        unknown = isinstance(error, UnidentifiedImageError)
+        cause = "no kind of image that is known" if unknown else str(error)
         raise CorruptMask(
-            path, f"not an image that can be read ({error})", "replace the file"
+            path, f"not an image that can be read ({cause})", "replace the file"
         ) from None
     return image
 

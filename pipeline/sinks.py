@@ -57,6 +57,10 @@ class Sink(ABC):
         """Remove a file; one that is not there is no error."""
 
     @abstractmethod
+    def remove_folder(self, name: str) -> None:
+        """Remove a directory with all below it, and its parent when that is empty then."""
+
+    @abstractmethod
     def exists(self, name: str) -> bool:
         """Tell whether a file or directory is there."""
 
@@ -104,6 +108,17 @@ class LocalSink(Sink):
         """Remove a file; one that is not there is no error."""
         with suppress(FileNotFoundError):
             os.unlink(self.url_of(name))
+
+    def remove_folder(self, name: str) -> None:
+        """Remove a directory with all below it, and its parent when that is empty then."""
+        import shutil
+
+        path = self.url_of(name)
+        with suppress(FileNotFoundError):
+            shutil.rmtree(path)
+            if "/" in name:
+                with suppress(OSError):
+                    os.rmdir(os.path.dirname(path))
 
     def exists(self, name: str) -> bool:
         """Tell whether a file or directory is there."""
@@ -193,6 +208,16 @@ class RemoteSink(Sink):
         def delete() -> None:
             with suppress(FileNotFoundError):
                 fs.rm_file(path)
+
+        self._patiently(name, delete)
+
+    def remove_folder(self, name: str) -> None:
+        """Remove all files below a prefix."""
+        fs, path = self._remote.at(name)
+
+        def delete() -> None:
+            with suppress(FileNotFoundError):
+                fs.rm(path, recursive=True)
 
         self._patiently(name, delete)
 

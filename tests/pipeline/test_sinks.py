@@ -55,6 +55,18 @@ class TestEveryKindOfSink:
         assert read_url(sink.url_of("d/x.bin")) == b"old"
         assert [e.name for e in open_tree(sink_url).walk()] == ["d/x.bin"]
 
+    def test_a_folder_goes_with_all_below_it(self, sink_url):
+        sink = open_sink(sink_url)
+        for name in (".a/b/1", ".a/b/c/2", ".a.txt", "keep/3"):
+            sink.write(name, b"x")
+        sink.remove_folder(".a/b")
+        sink.remove_folder(".a/never-there")
+        names = (".a/b/1", ".a/b/c/2", ".a/b", ".a.txt", "keep/3")
+        assert [sink.exists(n) for n in names] == [False, False, False, True, True]
+        assert not sink.exists(".a")
+        with pytest.raises(UnsafePath):
+            sink.remove_folder("../x")
+
     def test_a_pickled_sink_writes_on(self, sink_url):
         sink = pickle.loads(pickle.dumps(open_sink(sink_url)))
         sink.write("x", b"1")
