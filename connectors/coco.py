@@ -133,7 +133,7 @@ class CocoInstances:
 
     def write(self, sink: Sink, record: Record, space: LabelSpace) -> Written:
         """Write a record's image; its entry has the JSON."""
-        return entry_of(sink, record, space, own=record.dataset == self.format)
+        return entry_of(sink, record, space, self.format)
 
     def finish(
         self, sink: Sink, written: Iterable[Written], space: LabelSpace, facts: Mapping[str, Any]

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 _NOT_HELD: Final = ("mask", "image_labels", "confidence", "depth")
 
 
-def entry_of(sink: Sink, record: Record, space: LabelSpace, *, own: bool) -> Written:
+def entry_of(sink: Sink, record: Record, space: LabelSpace, format: str) -> Written:
     """Write a record's image and return its entry."""
-    name = one_line(record.image_id)
-    extra = record.extras() if own else {}
+    name, own = one_line(record.image_id), record.dataset == format
+    extra = record.own(format)
     found = unwrap(record.extra) if own else None
     kept, loss = _with_objects(record, space)
     tail = extra.get("file")
@@ -128,4 +128,7 @@ def _keypoints(record: Record, others: dict[str, Any], *, own: bool) -> None:
             more = json.loads(instance.extra).get("person_keypoints")
             text = own_annotation(instance, None)
             if isinstance(more, dict) and text:
-                others.setdefault("person_keypoints", []).append(json.loads(text) | more)
+                said = json.loads(text) | more
+                if record.relabelled:  # their file keeps its own categories
+                    said["category_id"] = json.loads(instance.extra)["coco"].get("category_id")
+                others.setdefault("person_keypoints", []).append(said)

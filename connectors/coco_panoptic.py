@@ -178,7 +178,7 @@ class CocoPanoptic:
             objects = {c.id for c in space.classes if is_thing(c, things)}
             found = read_segments(ids, infos, space, objects, path)
             more = {key: annotation[key] for key in annotation.keys() - _ANNOTATION}
-            kept: dict[str, Any] = {"space": space.name, "segments": found.infos}
+            kept: dict[str, Any] = {"segments": found.infos}
             extra["panoptic"] = kept | ({"annotation": more} if more else {})
             palette = space.palette() if found.mask.dtype.itemsize == 1 else None
             mask = File(path, masks.encode(found.mask, palette))
@@ -195,7 +195,7 @@ class CocoPanoptic:
 
     def write(self, sink: Sink, record: Record, space: LabelSpace) -> Written:
         """Write a record's image and its PNG of segments."""
-        extra = record.extras().get("panoptic") if record.dataset == self.format else None
+        extra = record.own(self.format).get("panoptic")
         kept: dict[str, Any] = extra if isinstance(extra, dict) else {}
         folder = f"{FOLDER[record.split]}/"
         loss = not_expressed(record, *_NOT_HELD)
@@ -309,12 +309,15 @@ def _segments(
 ) -> tuple[SegmentIds | None, list[Info], tuple[int, ...], dict[str, int]]:
     """Return segment ids, infos, the classes of objects, and what was lost; no ids without labels.
 
-    A record of the format that was not changed since has its own segments.
+    A record of the format that was not changed since has its own segments; of others it
+    counts those whose ids and words are lost.
     """
     used = tuple(sorted({i.category for i in record.instances or ()}))
-    if kept.get("space") == space.name and record.mask is not None and record.mask.bytes:
+    stated = kept.get("segments")
+    if stated is not None and record.mask is not None and record.mask.bytes:
         try:
-            return *same_segments(record, kept["segments"], space), used, {}
+            if not record.relabelled:
+                return *same_segments(record, stated, space), used, {}
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             pass  # mask or objects are others now, or another program wrote the extras
     painted = with_mask(record, space)
@@ -322,6 +325,8 @@ def _segments(
         boxes = len(record.instances or ())
         return None, [], (), {"instances_without_masks": boxes} if boxes else {}
     drawn = new_segments(painted, space)
+    if isinstance(stated, list) and stated:
+        drawn.count("segment_ids", len(stated))
     return drawn.ids, drawn.infos, drawn.used, drawn.loss
 
 

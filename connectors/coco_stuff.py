@@ -173,7 +173,7 @@ class CocoStuff:
             if ids is None and (texts or sample.split in _PROMISED):
                 path = tree.url_of(name)
                 ids = mask_of(texts, space, size, path)
-            extra = extra_of(texts, space)
+            extra = extra_of(texts)
             extra |= of_image(entry, size, head)
         if size != (head.height, head.width):
             extra["orientation"] = head.orientation
@@ -190,7 +190,7 @@ class CocoStuff:
     def write(self, sink: Sink, record: Record, space: LabelSpace) -> Written:
         """Write a record's image and its pixel map."""
         own = record.dataset == self.format
-        extra, folder = record.extras() if own else {}, f"{FOLDER[record.split]}/"
+        extra, folder = record.own(self.format), f"{FOLDER[record.split]}/"
         kept = with_mask(record, space)
         native = space == label_space(self.native)
         data = _map_png(kept, space) if native else grey_png(kept, space)
@@ -202,9 +202,12 @@ class CocoStuff:
             loss["images_without_labels"] = 1
         if own and "image" not in extra:
             return Written(record.image_id, record.split, b"", loss)
-        said = extra.get("annotations") if extra.get("space") == space.name else None
+        said = extra.get("annotations")
         said = [one for one in said if isinstance(one, dict)] if isinstance(said, list) else []
-        texts, claims, lost = annotations_of(kept, space, said, only_stuff=native)
+        same = [] if record.relabelled else said
+        texts, claims, lost = annotations_of(kept, space, same, only_stuff=native)
+        if len(said) > len(same):
+            lost["annotations"] = len(said)
         image = image_of(record, name.removeprefix(folder))
         claim = claim_of(image, record.image_id)
         image.pop("id", None)

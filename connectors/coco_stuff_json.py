@@ -45,10 +45,10 @@ def mask_of(texts: Sequence[str], space: LabelSpace, size: tuple[int, int], path
     return masks.paint([place.read(text) for text in texts], *size, space, path=path)
 
 
-def extra_of(texts: Sequence[str], space: LabelSpace) -> dict[str, Any]:
+def extra_of(texts: Sequence[str]) -> dict[str, Any]:
     """Return what a mask cannot hold of an image's annotations."""
     kept = [json.loads(text) for text in without_pixels(texts)]
-    return {"annotations": kept, "space": space.name} if kept else {}
+    return {"annotations": kept} if kept else {}
 
 
 def without_pixels(texts: Sequence[str]) -> list[str]:

@@ -176,7 +176,7 @@ class Voc:
     def write(self, sink: Sink, record: Record, space: LabelSpace) -> Written:
         """Write a record's image, masks and annotation."""
         name, own = one_line(record.image_id), record.dataset == self.format
-        extra = record.extras() if own else {}
+        extra, labels = record.own(self.format), record.own_labels(self.format)
         kept, loss = _fitting(record, keep=own)
         if not own:
             kept = with_mask(kept, space)
@@ -184,8 +184,9 @@ class Voc:
         _, cost = put_image(sink, f"{_TARGET}JPEGImages/{name}", record, ("jpeg",))
         loss |= cost | not_expressed(record, *_NOT_HELD)
         if label is not None:
-            _write_masks(sink, name, label, extra)
-            loss |= _write_objects(sink, kept, label, space, extra)
+            _write_masks(sink, name, label, extra.get("mask_folders", "c"), labels.get("aug_mask"))
+            loss |= _write_objects(sink, kept, label, space, labels.get("object_void"))
+            loss |= {key: 1 for key in ("aug_mask", "object_void") if key in extra.keys() - labels}
         annotation = _annotation(kept, space, extra, own=own)
         if annotation is not None:
             sink.write(f"{_TARGET}Annotations/{name}.xml", annotation)
@@ -306,18 +307,18 @@ def _fitting(record: Record, *, keep: bool) -> tuple[Record, dict[str, int]]:
     return replace(record, instances=kept), {name: n for name, n in loss.items() if n}
 
 
-def _write_masks(sink: Sink, name: str, label: bytes, extra: dict[str, Any]) -> None:
-    for letter in extra.get("mask_folders", "c"):
+def _write_masks(sink: Sink, name: str, label: bytes, folders: str, second: str | None) -> None:
+    for letter in folders:
         data = label
-        if letter == "a" and "aug_mask" in extra:
-            data = base64.b64decode(extra["aug_mask"])
+        if letter == "a" and second is not None:
+            data = base64.b64decode(second)
         sink.write(_TARGET + _FOLDERS[letter].format(name), data)
 
 
 def _write_objects(
-    sink: Sink, record: Record, label: bytes, space: LabelSpace, extra: dict[str, Any]
+    sink: Sink, record: Record, label: bytes, space: LabelSpace, void: str | None
 ) -> dict[str, int]:
-    instances, void = record.instances or (), extra.get("object_void")
+    instances = record.instances or ()
     if void is None and not any(instance.rle for instance in instances):
         return {}
     ids = masks.decode(label, record.image_id)
