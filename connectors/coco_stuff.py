@@ -24,22 +24,19 @@ import numpy as np
 
 from connectors.base import Written
 from connectors.class_table import NAME as CLASS_TABLE
-from connectors.class_table import classes_of, known_classes, write_classes
-from connectors.coco_dense import (
-    FOLDER,
-    ImageFolders,
+from connectors.class_table import classes_of, write_classes
+from connectors.coco_categories import is_name, key_of, space_by
+from connectors.coco_images import (
     check_splits,
     claim_of,
     entry_of,
     image_of,
-    is_name,
-    known_categories,
     of_image,
     place_of,
-    split_of,
     stem_of,
 )
 from connectors.coco_json import by_image, facts_of
+from connectors.coco_layout import FOLDER, ImageFolders, split_of
 from connectors.coco_stuff_json import (
     annotations_of,
     extra_of,
@@ -139,7 +136,12 @@ class CocoStuff:
         root, parts = _parts(tree)
         if tree.exists(root + CLASS_TABLE):
             return (classes_of(tree, root + CLASS_TABLE),)
-        return tuple(dict.fromkeys(_space(tree, _key(tree, root, part)) for part in parts))
+        return tuple(
+            dict.fromkeys(
+                space_by(tree, key_of(tree, root, part.json, self.native), self.native)
+                for part in parts
+            )
+        )
 
     def facts(self, tree: Tree) -> dict[str, Any]:
         """Return info, licences and categories by split."""
@@ -163,7 +165,7 @@ class CocoStuff:
         image, label, name, entry, texts, key, problem = sample.payload
         if problem is not None:
             raise BadAnnotation(sample.path, problem, "correct the JSON, or leave the image out")
-        space, head = _space(tree, key), read_header(tree, image)
+        space, head = space_by(tree, key, self.native), read_header(tree, image)
         size, extra, path, ids = (head.height, head.width), dict[str, Any](), None, None
         if label is not None:
             path = tree.url_of(label)
@@ -228,9 +230,10 @@ class _Lister:
     """Lists one split."""
 
     def __init__(self, tree: Tree, root: str, part: _Part) -> None:
-        self._tree, self._part, self._key = tree, part, _key(tree, root, part)
-        self._space = _space(tree, self._key).name
-        self._folders = ImageFolders.of_split(tree, root, part.tag)
+        self._tree, self._part = tree, part
+        self._key = key_of(tree, root, part.json, CocoStuff.native)
+        self._space = space_by(tree, self._key, CocoStuff.native).name
+        self._folders = ImageFolders(tree, root, part.tag)
         self._maps = Fingerprints(tree, part.maps) if part.maps else None
         self._table = self._key[2] if self._key[:1] == ["table"] else ""
 
@@ -252,7 +255,7 @@ class _Lister:
             yield from self._without_maps(seen)
 
     def _without_maps(self, seen: set[int]) -> Iterator[Sample]:
-        folder = self._folders.own(self._part.tag)
+        folder = self._folders.own()
         for entry in self._tree.walk(folder, IMAGE_SUFFIXES) if folder else ():
             stem = stem_of(entry.name.removeprefix(f"{folder}/"))
             label, mark = self._map_of(stem)
@@ -307,25 +310,6 @@ class _Lister:
             split=part.split,
             payload=[image, label[0], part.json, entry, [*kept], self._key, problem],
         )
-
-
-def _key(tree: Tree, root: str, part: _Part) -> list[str]:
-    """Return what `_space` finds the classes by, in any process."""
-    if tree.exists(root + CLASS_TABLE):
-        return ["table", root + CLASS_TABLE, tree.entry(root + CLASS_TABLE).fingerprint]
-    if part.json is None:
-        return []
-    key = ["json", part.json, tree.entry(part.json).fingerprint]
-    return [] if _space(tree, key) == label_space(CocoStuff.native) else key
-
-
-def _space(tree: Tree, key: Collection[str]) -> LabelSpace:
-    if not key:
-        return label_space(CocoStuff.native)
-    kind, name, fingerprint = key
-    if kind == "table":
-        return known_classes(tree, name, fingerprint)
-    return known_categories(tree, name, fingerprint, CocoStuff.format, CocoStuff.native)
 
 
 def _read_map(data: bytes, space: LabelSpace, path: str, *, shifted: bool) -> LabelMap:
