@@ -46,6 +46,7 @@ from pipeline.derive import with_mask
 from pipeline.errors import LayoutError, UnknownName
 from pipeline.images import read_header
 from pipeline.label_space import label_space
+from pipeline.loss import Loss
 from pipeline.record import File, Record, Sample
 
 if TYPE_CHECKING:
@@ -54,7 +55,6 @@ if TYPE_CHECKING:
     from connectors.label_files import Label
     from pipeline.files import Tree
     from pipeline.label_space import LabelSpace
-    from pipeline.loss import Loss
     from pipeline.record import Instance
     from pipeline.sinks import Sink
 
@@ -108,8 +108,11 @@ class Voc:
         return (classes_of(tree, table) if tree.exists(table) else label_space(self.native),)
 
     def facts(self, tree: Tree) -> dict[str, Any]:
-        """Return nothing: the format has no place for it."""
-        return {}
+        """Return the names of all lists: those that no record names are lost when it is written."""
+        sets = self._root(tree) + _SETS
+        folders = [f for f in tree.names(sets.rstrip("/")) if tree.isdir(sets + f)]
+        found = (f"{f}/{name}" for f in folders for name in tree.names(sets + f))
+        return {"lists": sorted(n.removesuffix(".txt") for n in found if n.endswith(".txt"))}
 
     def list(self, tree: Tree, splits: Collection[str]) -> Iterator[Sample]:
         """Yield the images of the lists, sorted by id.
@@ -199,15 +202,17 @@ class Voc:
         self, sink: Sink, written: Iterable[Written], space: LabelSpace, facts: Mapping[str, Any]
     ) -> Loss | None:
         """Write the lists."""
-        places, sets = OnePlaceEach(self.format), _TARGET + _SETS
+        places, sets, kept = OnePlaceEach(self.format), _TARGET + _SETS, set[str]()
         with ListFiles(sink, or_else=f"{sets}{_SEGMENTATION}train.txt") as files:
             for w in written:
                 places.check(w.image_id)
                 for name, place in json.loads(w.entry).items():
                     below = name if "/" in name else _SEGMENTATION + name
                     files.add(f"{sets}{below}.txt", w.image_id, place)
+                    kept.add(below)
         write_classes(sink, _TARGET, space, self.native)
-        return None
+        lost = {*(facts.get(self.format) or {}).get("lists", ())} - kept
+        return Loss(attributes={"lists": len(lost)}) if lost else None
 
 
 def _list_names(tree: Tree, root: str, asked: Collection[str]) -> list[str]:
