@@ -150,7 +150,7 @@ class Ade20k:
         loss |= not_expressed(record, *_NOT_HELD)
         if split != record.split:
             loss["split_of_unlabelled"] = 1
-        scene = record.extras().get("scene") if record.dataset == self.format else None
+        scene = record.own(self.format).get("scene")
         counts = {c.id: c.pixels for c in kept.classes or ()} if label else {}
         return Written(name, split, json.dumps([scene, counts]).encode(), loss)
 

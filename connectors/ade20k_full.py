@@ -153,10 +153,10 @@ class Ade20kFull:
     def write(self, sink: Sink, record: Record, space: LabelSpace) -> Written:
         """Write an image's files: as they were read, else in the layout of 2021."""
         name = safe_name(one_line(record.image_id), record.image_id)
-        extra = record.extras() if record.dataset == self.format else {}
+        extra = record.own(self.format)
         release = "2017" if extra.get("release") == "2017" else "2021"
         loss = not_expressed(record, *_NOT_HELD)
-        own = _is_own(record, extra, space)
+        own = _is_own(record, record.own_labels(self.format))
         kept = record if own else with_instances(with_mask(record, space), space)
         release = release if own or kept.mask is None else "2021"
         labelled = kept.mask is not None and kept.mask.bytes is not None
@@ -176,6 +176,8 @@ class Ade20kFull:
             loss["instances"] = len(record.instances)
         if split != record.split:
             loss["split_of_unlabelled"] = 1
+        if "annotation" in extra and not own:
+            loss["annotations"] = 1
         entry = [release, posixpath.basename(name) + ".jpg", below, scene]
         return Written(name, split, json.dumps(entry).encode(), loss | cost)
 
@@ -236,7 +238,6 @@ def _labelled(
     extra: dict[str, Any] = {
         "release": release,
         "annotation": text,
-        "label_space": space.name,
         "levels": payload["levels"],
     }
     extra |= extra_of(Label(ids, cell, classes, {}), head)
@@ -273,11 +274,10 @@ def _check_parts(
             masks.check_ids(np.take(numbering(space).to_id, layer.numbers), space, path)
 
 
-def _is_own(record: Record, extra: dict[str, Any], space: LabelSpace) -> bool:
-    """Tell whether a record is as it was read: its labels neither replaced nor in other classes."""
+def _is_own(record: Record, extra: dict[str, Any]) -> bool:
+    """Tell whether a record's labels, as read in `extra`, were not replaced since."""
     return (
         "annotation" in extra
-        and extra.get("label_space") == space.name
         and record.provenance.kind == "truth"
         and record.mask is not None
         and record.instances is not None

@@ -314,7 +314,7 @@ class CamVid11:
         if label is not None:
             sink.write(f"{split}annot/{name}.png", label)
         loss |= not_expressed(record, *_NOT_HELD)
-        place = record.extras().get("position") if record.dataset == self.format else None
+        place = record.own(self.format).get("position")
         return Written(name, split, json.dumps([label is not None, place]).encode(), loss)
 
     def finish(

@@ -182,8 +182,6 @@ class Cityscapes:
             found = _read_labels(tree, files, head, space)
             size = labelled_size(found.label.ids, head, tree.url_of(found.source))
             extra |= extra_of(found.label, head) | found.extra
-            if space.name != self.native:
-                extra["space"] = space.name
         return Record.truth(
             sample,
             space.name,
@@ -201,7 +199,7 @@ class Cityscapes:
             UsageError: the label space has ids beyond 8 bits.
         """
         own = record.dataset == self.format
-        extra = record.extras() if own else {}
+        extra, outlines = record.own(self.format), record.own_labels(self.format).get("polygons")
         stem = _stem(record, extra, own=own)
         record = with_mask(record, space)
         label = grey_png(record, space)
@@ -214,7 +212,11 @@ class Cityscapes:
             loss |= not_expressed(record, "instances")
         else:
             gt = extra.get("gt", names.LABELS[0])
-            loss |= _write_labels(sink, f"{gt}/{folder}/{stem}_{gt}", record, label, space, extra)
+            loss |= _write_labels(
+                sink, f"{gt}/{folder}/{stem}_{gt}", record, label, space, outlines
+            )
+            if "polygons" in extra and outlines is None:
+                loss["polygons"] = 1
         return Written(record.image_id, record.split, f"{folder}/{stem}".encode(), loss)
 
     def finish(
@@ -337,19 +339,22 @@ def _write_labels(
     record: Record,
     label: bytes,
     space: LabelSpace,
-    extra: dict[str, Any],
+    outlines: str | None,
 ) -> dict[str, int]:
-    """Write the four label files, whose names begin with `start`; return what was lost."""
+    """Write the four label files, whose names begin with `start`; return what was lost.
+
+    `outlines` is the text of polygons.json, where the labels were drawn from one.
+    """
     ids = masks.decode(label, record.image_id)
     values, loss = objects.draw(record, ids, space)
     sink.write(start + names.TAILS["l"], label)
     sink.write(start + names.TAILS["i"], masks.encode(values))
     sink.write(f"{start}_color.png", _colours(ids, space))
-    if "polygons" in extra and extra.get("space", CITYSCAPES.native) == space.name:
-        outlines = str(extra["polygons"]).encode()
+    if outlines is not None:
+        data = outlines.encode()
     else:
-        outlines = polygons.trace(values, space, counted=record.instances is not None)
-    sink.write(start + names.TAILS["p"], outlines)
+        data = polygons.trace(values, space, counted=record.instances is not None)
+    sink.write(start + names.TAILS["p"], data)
     return loss
 
 

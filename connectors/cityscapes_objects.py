@@ -17,6 +17,7 @@ import numpy as np
 from pipeline import masks
 from pipeline.errors import BadAnnotation, CorruptMask, LabelOutOfRange, SizeMismatch
 from pipeline.record import Instance
+from pipeline.regions import Regions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.label_space import LabelMap, LabelSpace
-    from pipeline.record import Record
+    from pipeline.record import Instance, Record
 
 PER_CLASS: Final = 1000
 """Objects of one class that an image may hold; also what a class id is multiplied by."""
@@ -99,23 +100,15 @@ def objects_of(
         )
     if stray:
         values = np.where(differs, ids, values).astype(np.uint16)
-    regions = list(masks.regions(values))
-    _check([region.value for region in regions], space, path)
+    regions = Regions.of(values)
+    _check(regions.numbers.tolist(), space, path)
     found = []
-    for region in regions:
-        group = region.value < PER_CLASS
-        if group and not is_thing(region.value, space):
+    for place, value in enumerate(regions.numbers.tolist()):
+        group = value < PER_CLASS
+        if group and not is_thing(value, space):
             continue
-        found.append(
-            Instance(
-                id=region.value,
-                category=region.value if group else region.value // PER_CLASS,
-                bbox=region.bbox,
-                area=float(region.area),
-                iscrowd=group,
-                rle=region.rle,
-            )
-        )
+        category = value if group else value // PER_CLASS
+        found.append(regions.instance(place, value, category, iscrowd=group))
     return tuple(found), stray
 
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 
 from connectors.cityscapes_objects import PER_CLASS, is_thing
-from pipeline import masks
 from pipeline.errors import BadAnnotation, SizeMismatch
+from pipeline.regions import Regions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -135,12 +135,13 @@ def trace(values: NDArray[np.uint16], space: LabelSpace, *, counted: bool) -> by
     `counted` is False where nothing is known of objects: the map is then a class map.
     """
     outlines: list[tuple[float, str, _Polygon]] = []
-    for region in masks.regions(values):
-        label = _label(region.value, space, counted=counted)
-        x, y, w, h = (int(side) for side in region.bbox)
-        here = values[y : y + h, x : x + w] == region.value
+    regions = Regions.of(values)
+    for place, value in enumerate(regions.numbers.tolist()):
+        label = _label(value, space, counted=counted)
+        x, y, w, h = (int(side) for side in regions.bbox(place))
+        here = values[y : y + h, x : x + w] == value
         pieces = _outlines(here, x, y)
-        if region.value >= PER_CLASS:
+        if value >= PER_CLASS:
             pieces = [_joined(pieces)]
         outlines += [(size, label, points) for size, points in pieces]
     outlines.sort(key=lambda outline: -outline[0])

@@ -28,13 +28,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from connectors import coco_finish
-from connectors.coco_categories import OFFICIAL, pack_ids, space_of
+from connectors.coco_categories import OFFICIAL, is_name, pack_ids, space_of
 from connectors.coco_entry import entry_of
 from connectors.coco_json import by_image, outline
-from connectors.coco_layout import ImageFolder, beside, chosen, json_files, root_of
+from connectors.coco_layout import ImageFolders, beside, chosen, json_files, root_of
 from connectors.coco_objects import Place, wrap
 from connectors.image_files import SUFFIXES
-from connectors.layout import MISSING, Fingerprints, digest
+from connectors.layout import MISSING, digest
 from pipeline.errors import BadAnnotation, SizeMismatch
 from pipeline.images import read_header
 from pipeline.label_space import label_space
@@ -124,6 +124,7 @@ class CocoInstances:
             (head.height, head.width),
             instances=instances,
             extra=wrap(
+                "image",
                 text,
                 file=tail,
                 suffix=None if suffix == SUFFIXES.get(head.format) else suffix,
@@ -133,7 +134,7 @@ class CocoInstances:
 
     def write(self, sink: Sink, record: Record, space: LabelSpace) -> Written:
         """Write a record's image; its entry has the JSON."""
-        return entry_of(sink, record, space, own=record.dataset == self.format)
+        return entry_of(sink, record, space, self.format)
 
     def finish(
         self, sink: Sink, written: Iterable[Written], space: LabelSpace, facts: Mapping[str, Any]
@@ -152,32 +153,20 @@ def _spaces(tree: Tree, files: list[JsonFile]) -> dict[str, LabelSpace]:
 def _listed(tree: Tree, root: str, file: JsonFile, space: LabelSpace) -> Iterator[Sample]:
     names = beside(tree, root, file)
     kinds = [posixpath.basename(n).removesuffix(f"_{file.tail}.json") for n in names]
-    folder, lister = ImageFolder(tree, root, file.tail), _Lister(tree, file, space, kinds)
-    images: Fingerprints | None = None
+    folders, lister = ImageFolders(tree, root, file.tail), _Lister(tree, file, space, kinds)
     for number, found in enumerate(by_image(tree, file.name, names)):
         cause = found.problem or _problem(found)
         if found.image is None or cause:
             yield lister.bad(number, found, cause)
             continue
-        name = folder.of(found.image["file_name"])
-        if images is None:
-            images = Fingerprints(tree, posixpath.dirname(name))
-        yield lister.sample(found, name, images.of(name))
+        yield lister.sample(found, *folders.find(found.image["file_name"]))
 
 
 def _problem(found: Grouped) -> str | None:
     name = (found.image or {}).get("file_name")
-    if not isinstance(name, str) or not name or not _is_text(name):
+    if not is_name(name):
         return f"an image without a file_name that is a text ({str(name)[:40]!r})"
     return None
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 @dataclass(frozen=True, slots=True)

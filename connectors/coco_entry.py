@@ -10,7 +10,8 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 from connectors.base import Written
-from connectors.coco_layout import BESIDE, split_of, tail_of
+from connectors.coco_images import claim_of, image_of
+from connectors.coco_layout import BESIDE, FOLDER, split_of
 from connectors.coco_objects import new_annotation, own_annotation, unwrap
 from connectors.image_files import SUFFIXES, not_expressed, put_image
 from connectors.list_files import one_line
@@ -25,23 +26,24 @@ if TYPE_CHECKING:
 _NOT_HELD: Final = ("mask", "image_labels", "confidence", "depth")
 
 
-def entry_of(sink: Sink, record: Record, space: LabelSpace, *, own: bool) -> Written:
+def entry_of(sink: Sink, record: Record, space: LabelSpace, format: str) -> Written:
     """Write a record's image and return its entry."""
-    name = one_line(record.image_id)
-    extra = record.extras() if own else {}
-    found = unwrap(record.extra) if own else None
+    name, own = one_line(record.image_id), record.dataset == format
+    extra = record.own(format)
+    found = unwrap("image", record.extra) if own else None
     kept, loss = _with_objects(record, space)
     tail = extra.get("file")
     if not isinstance(tail, str) or split_of(tail) != record.split:
-        tail = tail_of(record.split)
+        tail = FOLDER[record.split]
     file, cost = _put(sink, f"{tail}/{name}", record, extra.get("suffix"))
     loss |= cost
-    image, image_id = _image(kept, file[len(tail) + 1 :], found)
+    image, image_id, claim = _image(kept, file[len(tail) + 1 :], found)
     head: dict[str, Any] = {
         "kind": "image_info" if kept.instances is None else "instances",
         "tail": tail,
         "name": file[len(tail) + 1 :],
         "image_id": image_id,
+        "claim": claim,
     }
     objects = _objects(kept, head, loss, own=own)
     others = {kind: extra[kind] for kind in BESIDE if isinstance(extra.get(kind), list)}
@@ -77,15 +79,18 @@ def _put(sink: Sink, stem: str, record: Record, suffix: Any) -> tuple[str, dict[
 
 def _image(
     record: Record, file_name: str, found: tuple[str, dict[str, Any]] | None
-) -> tuple[str, int | None]:
-    """Return the image's JSON, and its id where it has one of its own."""
-    said = {"file_name": file_name, "height": record.height, "width": record.width}
+) -> tuple[str, int | None, int | None]:
+    """Return the image's JSON, its id where that is in it, and the id that it claims."""
     if found is None or type(found[1].get("id")) is not int:
-        return json.dumps(said, ensure_ascii=False)[1:], None
+        image = image_of(record, file_name)
+        claim = claim_of(image, record.image_id)
+        image.pop("id", None)
+        return json.dumps(image, ensure_ascii=False)[1:], None, claim
+    said = {"file_name": file_name, "height": record.height, "width": record.width}
     text, own = found
     if any(own.get(key) != value for key, value in said.items()):
         text = json.dumps(own | said, ensure_ascii=False)
-    return text, own["id"]
+    return text, own["id"], own["id"]
 
 
 def _objects(record: Record, head: dict[str, Any], loss: dict[str, int], *, own: bool) -> list[str]:
@@ -128,4 +133,7 @@ def _keypoints(record: Record, others: dict[str, Any], *, own: bool) -> None:
             more = json.loads(instance.extra).get("person_keypoints")
             text = own_annotation(instance, None)
             if isinstance(more, dict) and text:
-                others.setdefault("person_keypoints", []).append(json.loads(text) | more)
+                said = json.loads(text) | more
+                if record.relabelled:  # their file keeps its own categories
+                    said["category_id"] = json.loads(instance.extra)["coco"].get("category_id")
+                others.setdefault("person_keypoints", []).append(said)

@@ -1,23 +1,20 @@
 """COCO's annotation files from the entries of records: numbered, then written in one stream each.
 
-Ids that records of COCO's have stay as long as no two are equal in a file; all others count on from
-the highest. When two are equal, all of that file are numbered from 1.
+Ids that records of COCO's have stay, but for those that another of the file had first; see
+`ImageIds`.
 """
 
 from __future__ import annotations
 
 import json
 import struct
-from array import array
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-
-from connectors.coco_categories import KEY, categories_of, space_of
+from connectors.coco_categories import KEY, named_categories, space_of
+from connectors.coco_images import ImageIds
 from connectors.coco_json import Stream, write_json
-from connectors.coco_layout import FOLDER, tail_of
+from connectors.coco_layout import ANNOTATIONS, FOLDER
 from connectors.coco_objects import PART_OF
 from connectors.list_files import OnePlaceEach
 from pipeline.errors import LayoutError
@@ -34,7 +31,6 @@ if TYPE_CHECKING:
 
 _ORDER: Final = ("info", "licenses", "images", "annotations", "categories")
 _SIZE: Final = struct.Struct("<I")
-_SAFE: Final = 1 << 53
 
 
 def finish(
@@ -53,60 +49,16 @@ def finish(
             files[key].add(head, w.entry)
         del places  # 60 bytes an image
         if not files:
-            _write(sink, ("instances", tail_of("train")), None, space, facts)
+            _write(sink, ("instances", FOLDER["train"]), None, space, facts)
         for key in sorted(files):
             kind, tail = key
             # A reader takes image_info for a copy of the images of instances.
             if kind == "image_info" and ("instances", tail) in files:
                 stem = tail.rstrip("0123456789")
                 tail = f"{stem}-unlabelled{tail[len(stem) :]}"
-            files[key].number(loss)
+            files[key].count(loss)
             _write(sink, (kind, tail), files[key], space, facts)
     return loss if loss.any else None
-
-
-@dataclass(slots=True)
-class _Numbers:
-    """The ids of a file's images, or annotations: 8 bytes for each one that has its own."""
-
-    own: array[int] = field(default_factory=lambda: array("q"))
-    new: int = 0
-    keep: bool = True
-    first: int = 1
-
-    def add(self, number: int | None) -> None:
-        if number is None:
-            self.new += 1
-        else:
-            self.own.append(number)
-
-    def settle(self) -> int:
-        """Decide whether the ids stay; return how many do not."""
-        ids = np.frombuffer(self.own, dtype=np.int64) if self.own else np.empty(0, np.int64)
-        ids.sort()  # in place
-        highest = int(ids[-1]) if len(ids) else 0
-        once = not (ids[1:] == ids[:-1]).any()
-        self.keep = bool(once) and highest + self.new < _SAFE
-        self.first = max(highest, 0) + 1 if self.keep else 1
-        self.own = array("q", [])
-        return 0 if self.keep else len(ids)
-
-    def counter(self) -> _Counter:
-        return _Counter(self.keep, self.first)
-
-
-@dataclass(slots=True)
-class _Counter:
-    """Gives out ids in order."""
-
-    keep: bool
-    next: int
-
-    def of(self, number: int | None) -> int:
-        if number is not None and self.keep:
-            return number
-        self.next += 1
-        return self.next - 1
 
 
 class _File:
@@ -114,22 +66,22 @@ class _File:
 
     def __init__(self, spool: BinaryIO) -> None:
         self._spool = spool
-        self._images, self._objects = _Numbers(), _Numbers()
+        self._images, self._objects = ImageIds(), ImageIds()
         self.own = False
         self.beside: dict[str, None] = {}
 
     def add(self, head: dict[str, Any], entry: bytes) -> None:
         """Keep an entry."""
-        self._images.add(head["image_id"])
+        self._images.add(head["claim"])
         for number in head["ids"]:
             self._objects.add(number)
         self.own |= head["image_id"] is not None
         self.beside |= dict.fromkeys(head.get("beside", ()))
         self._spool.write(_SIZE.pack(len(entry)) + entry)
 
-    def number(self, loss: Loss) -> None:
-        """Settle the ids, and count those that change."""
-        changed = {"image_ids": self._images.settle(), "annotation_ids": self._objects.settle()}
+    def count(self, loss: Loss) -> None:
+        """Count the ids that change."""
+        changed = {"image_ids": self._images.changed(), "annotation_ids": self._objects.changed()}
         for name, count in changed.items():
             if count:
                 loss.attributes[name] = loss.attributes.get(name, 0) + count
@@ -137,11 +89,11 @@ class _File:
     def _entries(self) -> Iterator[tuple[dict[str, Any], list[bytes], int]]:
         """Yield each entry's header and lines, and the image's id."""
         self._spool.seek(0)
-        images = self._images.counter()
+        images = iter(self._images.assign())
         while size := self._spool.read(_SIZE.size):
             head, *lines = self._spool.read(_SIZE.unpack(size)[0]).split(b"\n")
             said = json.loads(head)
-            yield said, lines, images.of(said["image_id"])
+            yield said, lines, next(images)
 
     def images(self) -> Iterator[bytes]:
         """Yield the images' JSON."""
@@ -155,10 +107,10 @@ class _File:
 
     def annotations(self) -> Iterator[bytes]:
         """Yield the annotations' JSON."""
-        counter = self._objects.counter()
+        numbers = iter(self._objects.assign())
         for head, lines, image in self._entries():
             own: list[int | None] = head["ids"]
-            ids = [counter.of(number) for number in own]
+            ids = [next(numbers) for _ in own]
             parts = {int(at): ids[whole] for at, whole in head.get("parts", {}).items()}
             moved = head["image_id"] != image
             for at, (old, number) in enumerate(zip(own, ids, strict=True)):
@@ -210,7 +162,7 @@ def _write(
             parts["categories"] = dict(said)["categories"]
         order = dict.fromkeys([*(k for k, _ in said), *_ORDER, *parts])
         ordered = [(k, parts[k]) for k in order if k in parts]
-        write_json(sink, f"{FOLDER}/{name}_{tail}.json", ordered)
+        write_json(sink, f"{ANNOTATIONS}/{name}_{tail}.json", ordered)
 
 
 def _said(facts: Mapping[str, Any], stem: str, *, own: bool) -> list[tuple[str, Any]]:
@@ -228,5 +180,4 @@ def _categories(said: Mapping[str, Any], space: LabelSpace) -> dict[str, Any]:
             return {k: said[k] for k in ("categories", KEY) if k in said}
     except LayoutError:
         pass
-    categories, named = categories_of(space)
-    return {"categories": categories} | ({KEY: named} if named else {})
+    return named_categories(space)

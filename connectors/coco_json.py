@@ -37,7 +37,17 @@ if TYPE_CHECKING:
     from pipeline.files import Tree
     from pipeline.sinks import Sink
 
-__all__ = ["Element", "Grouped", "Stream", "by_image", "facts_of", "outline", "scan", "write_json"]
+__all__ = [
+    "Element",
+    "Grouped",
+    "Stream",
+    "by_image",
+    "ends_of",
+    "facts_of",
+    "outline",
+    "scan",
+    "write_json",
+]
 
 STREAMED: Final = ("images", "annotations")
 """The arrays that are read an element at a time."""
@@ -300,6 +310,33 @@ def outline(tree: Tree, name: str) -> tuple[tuple[str, Any], ...]:
         LayoutError: see `scan`.
     """
     return _outline(tree, name, tree.entry(name).fingerprint)
+
+
+def ends_of(tree: Tree, name: str) -> tuple[tuple[str, Any], ...]:
+    """Return the categories of a file and what lies around them, as `outline` does, for less.
+
+    The file's end is read, and its start only where that has no categories, up to where they are:
+    the images of a big file, tens of megabytes, are mostly neither.
+
+    Raises:
+        LayoutError: see `scan`.
+    """
+    with closing(tree.open(name)) as file:
+        rest = _behind_annotations(file, tree.entry(name).size)
+        if rest is not None and any(key == "categories" for key, _ in rest):
+            return tuple(rest)
+        file.seek(0)
+        text = _Text(file, tree.url_of(name), BLOCK)
+        found: list[tuple[str, Any]] = []
+        for key in _fields(text):
+            if key not in STREAMED:
+                found.append((key, text.value()[0]))
+                if key == "categories":
+                    break
+            else:
+                for _ in text.values():
+                    pass
+    return (*found, *(rest or ()))
 
 
 def facts_of(tree: Tree, name: str) -> dict[str, Any]:

@@ -1,12 +1,20 @@
-"""Where COCO's annotation files and images lie, and which split a file is."""
+"""Where COCO's annotation files and images lie, and which split a file is.
+
+    annotations/instances_train2017.json, panoptic_train2017.json, stuff_train2017.json
+    train2017/000000000009.jpg or images/train2017/000000000009.jpg
+
+The year may be another one, or none.
+"""
 
 from __future__ import annotations
 
+import posixpath
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from connectors.layout import find_root
+from connectors.image_files import SUFFIXES
+from connectors.layout import MISSING, Fingerprints, find_root
 from pipeline.errors import InputError, LayoutError, UnknownName
 from pipeline.record import SPLITS
 
@@ -15,34 +23,39 @@ if TYPE_CHECKING:
 
     from pipeline.files import Tree
 
-FOLDER: Final = "annotations"
-TAILS: Final = {"train": "train2017", "val": "val2017", "test": "test2017"}
-"""What files and folders of a split are called when nothing else is known."""
+ANNOTATIONS: Final = "annotations"
+FOLDER: Final = {
+    "train": "train2017",
+    "val": "val2017",
+    "test": "test2017",
+    "unlabelled": "unlabeled2017",
+}
+"""What files and folders of a split are called when nothing else is known, in COCO's spelling."""
 
 BESIDE: Final = ("captions", "person_keypoints")
 """Files of the same images beside `instances`."""
 
 _FILE: Final = re.compile(r"(instances|image_info)_(.+)\.json")
-_SPLIT: Final = (("train", "train"), ("val", "val"), ("minival", "val"), ("test", "test"))
-_SUBSET: Final = re.compile(r"-[a-z]+")
+_SPLIT: Final = re.compile(r"(?<![a-z])(?:mini)?(train|val|test|unlabel)", re.IGNORECASE)
 _MINI: Final = re.compile(r"(minival|valminusminival)(?=\d)")
-_PROBED: Final = 8
+_USUAL: Final = re.compile(r".*?(train|val|test|unlabeled)(?:-[a-z]+)?(\d*)")
 
 
-def tail_of(split: str) -> str:
-    """Return what a split's files end in: train2017, unlabeled2017."""
-    return TAILS.get(split, "unlabeled2017")
+def split_of(name: str) -> str:
+    """Return the split that the name of a file or folder tells; train when it tells none.
 
-
-def split_of(tail: str) -> str:
-    """Return the split of a file's name behind `instances_`; train when the name does not say.
-
-    >>> [split_of(t) for t in ("train2014", "valminusminival2014", "test-dev2017", "unlabeled2017")]
-    ['train', 'val', 'test', 'unlabelled']
+    >>> names = ("instances_train2014.json", "unlabeled2017", "image_info_test-dev2017.json")
+    >>> [split_of(name) for name in names]
+    ['train', 'unlabelled', 'test']
+    >>> names = ("instances_minival2014.json", "panoptic_minival2014.json", "valminusminival2014")
+    >>> [split_of(name) for name in (*names, "my_val", "city_val2017", "stuff_Val.json")]
+    ['val', 'val', 'val', 'val', 'val', 'val']
+    >>> [split_of(name) for name in ("panoptic_examples.json", "default", "latest2017")]
+    ['train', 'train', 'train']
     """
-    if tail.startswith("unlabel"):
-        return "unlabelled"
-    return next((split for start, split in _SPLIT if tail.startswith(start)), "train")
+    found = _SPLIT.search(posixpath.basename(name))
+    word = found[1].lower() if found else "train"
+    return "unlabelled" if word == "unlabel" else word
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +74,16 @@ class JsonFile:
     @property
     def usual_tail(self) -> str:
         """What the name of such a file ends in when nothing else is known."""
-        return tail_of(self.split)
+        return FOLDER[self.split]
 
 
 def root_of(tree: Tree) -> str:
     """Return the prefix of the directory that holds `annotations`."""
 
     def fits(names: Collection[str]) -> bool:
-        return FOLDER in names
+        return ANNOTATIONS in names
 
-    return find_root(tree, f"a folder {FOLDER} with instances_*.json", fits)
+    return find_root(tree, f"a folder {ANNOTATIONS} with instances_*.json", fits)
 
 
 def json_files(tree: Tree, root: str) -> list[JsonFile]:
@@ -83,10 +96,10 @@ def json_files(tree: Tree, root: str) -> list[JsonFile]:
         LayoutError: there is none.
     """
     found: dict[tuple[str, str], JsonFile] = {}
-    for name in tree.names(root + FOLDER):
+    for name in tree.names(root + ANNOTATIONS):
         match = _FILE.fullmatch(name)
         if match:
-            found[match[2], match[1]] = JsonFile(f"{root}{FOLDER}/{name}", match[1], match[2])
+            found[match[2], match[1]] = JsonFile(f"{root}{ANNOTATIONS}/{name}", match[1], match[2])
     for tail, kind in list(found):
         twin = (tail, "instances"), (tail.replace("test-dev", "test"), kind)
         if (kind == "image_info" and twin[0] in found) or (
@@ -94,7 +107,9 @@ def json_files(tree: Tree, root: str) -> list[JsonFile]:
         ):
             del found[tail, kind]
     if not found:
-        raise LayoutError(f"{tree.url_of(root + FOLDER)}: no instances_*.json or image_info_*.json")
+        raise LayoutError(
+            f"{tree.url_of(root + ANNOTATIONS)}: no instances_*.json or image_info_*.json"
+        )
     return sorted(found.values(), key=lambda f: (SPLITS.index(f.split), f.name))
 
 
@@ -109,7 +124,7 @@ def chosen(files: list[JsonFile], splits: Collection[str], where: str) -> list[J
         if split not in SPLITS:
             raise UnknownName("split", split, SPLITS)
         if not any(f.split == split for f in files):
-            raise LayoutError(f"{where}{FOLDER}: no annotation file of split {split}")
+            raise LayoutError(f"{where}{ANNOTATIONS}: no annotation file of split {split}")
     return [f for f in files if not splits or f.split in splits]
 
 
@@ -117,32 +132,54 @@ def beside(tree: Tree, root: str, file: JsonFile) -> list[str]:
     """Return the files of captions and keypoints that lie beside one of instances."""
     if file.kind != "instances":
         return []
-    names = [f"{root}{FOLDER}/{kind}_{file.tail}.json" for kind in BESIDE]
+    names = [f"{root}{ANNOTATIONS}/{kind}_{file.tail}.json" for kind in BESIDE]
     return [name for name in names if tree.exists(name)]
 
 
-class ImageFolder:
-    """The folder of a file's images: the first one that holds one of the first images."""
+class ImageFolders:
+    """The folders that hold a file's images; the first that has an image is where it lies."""
 
-    def __init__(self, tree: Tree, root: str, tail: str) -> None:
-        whole = _MINI.sub("val", _SUBSET.sub("", tail))
-        tails = dict.fromkeys((tail, whole, tail.rstrip("0123456789")))
-        folders = [f"{under}{t}" for under in ("", "images/") for t in tails]
-        held = [f"{root}{f}/" for f in (*folders, "images") if tree.isdir(root + f)]
-        self._candidates = [*held, root] if held else [f"{root}{tail}/", root]
-        self._tree, self._probes = tree, _PROBED
+    def __init__(self, tree: Tree, root: str, tag: str) -> None:
+        """Look where COCO and tools around it put images; `tag` is "train2017"."""
+        short, usual = tag.rstrip("0123456789"), _USUAL.sub(r"\1\2", tag)
+        # test-dev2017 and image_info_test2017 have the images of test2017, minival2014 of val2014.
+        tags = dict.fromkeys((tag, short, _MINI.sub("val", tag), usual))
+        names = [place for t in tags for place in (t, f"images/{t}")]
+        names = list(dict.fromkeys((*names, f"{short}_img", "images", "input_images")))
+        there = [name for name in names if tree.isdir(root + name)]
+        self._tree, self._root, self._tag = tree, root, tag
+        self._default = f"{root}{there[0] if there else tag}/"
+        self._folders = [(f"{root}{n}/", Fingerprints(tree, f"{root}{n}")) for n in there]
+        self._suffix = ".jpg"
 
-    def of(self, file_name: str) -> str:
-        """Return an image's name in the tree."""
-        if self._probes:
-            self._probes -= 1
-            for folder in self._candidates:
-                if self._there(folder + file_name):
-                    self._candidates, self._probes = [folder], 0
-        return self._candidates[0] + file_name
+    def own(self) -> str | None:
+        """Return the folder that holds only images of this split, None if there is none."""
+        short = self._tag.rstrip("0123456789")
+        for prefix, _ in self._folders:
+            base = posixpath.basename(prefix.rstrip("/"))
+            if base in (self._tag, short, f"{short}_img"):
+                return prefix.rstrip("/")
+        return None
 
-    def _there(self, name: str) -> bool:
+    def find(self, file_name: str) -> tuple[str, str]:
+        """Return an image's name in the tree and its fingerprint, `MISSING` if it is nowhere.
+
+        A `file_name` may be a path from the root, too.
+        """
+        for prefix, prints in self._folders:
+            mark = prints.find(prefix + file_name)
+            if mark is not None:
+                return prefix + file_name, mark
         try:
-            return self._tree.exists(name)
+            return self._root + file_name, self._tree.entry(self._root + file_name).fingerprint
         except InputError:
-            return False
+            return self._default + file_name, MISSING
+
+    def find_stem(self, stem: str) -> tuple[str, str]:
+        """Do the same for a name without suffix; nearly all of a folder have the same one."""
+        for suffix in dict.fromkeys((self._suffix, *SUFFIXES.values(), ".jpeg")):
+            name, mark = self.find(stem + suffix)
+            if mark != MISSING:
+                self._suffix = suffix
+                return name, mark
+        return self.find(stem + self._suffix)

@@ -26,30 +26,28 @@ PART_OF: Final = "segmill_part_of"
 """The key of an annotation that names the id of the object which it is a part of."""
 
 _MEND: Final = "correct the annotation or leave it out"
-_TEXT: Final = '"coco": '
 _MOST: Final = 1 << 53  # numbers in JSON are exact up to here in most readers
 
 
-def wrap(text: str, **said: Any) -> str:
+def wrap(key: str, text: str, **said: Any) -> str:
     """Return an `extra` that holds a JSON text as it is, and what else there is to say."""
-    if not any(value is not None for value in said.values()):
-        return f"{{{_TEXT}{text}}}"
     rest = "".join(f"{json.dumps(k)}: {json.dumps(v)}, " for k, v in said.items() if v is not None)
-    return f"{{{rest}{_TEXT}{text}}}"
+    return f'{{{rest}"{key}": {text}}}'
 
 
-def unwrap(extra: str | None) -> tuple[str, dict[str, Any]] | None:
+def unwrap(key: str, extra: str | None) -> tuple[str, dict[str, Any]] | None:
     """Return the JSON text in an `extra` and its object; None when there is none."""
-    if not extra or _TEXT not in extra:
+    start = f'"{key}": '
+    if not extra or start not in extra:
         return None
-    text = extra[extra.index(_TEXT) + len(_TEXT) : -1]
+    text = extra[extra.index(start) + len(start) : -1]
     try:
         said = json.loads(text)
-        if extra.startswith("{" + _TEXT) and isinstance(said, dict):
+        if extra.startswith("{" + start) and isinstance(said, dict):
             return text, said
     except ValueError:  # put together by another program
         said = None
-    whole = json.loads(extra).get("coco")
+    whole = json.loads(extra).get(key)
     if not isinstance(whole, dict):
         return None
     return (text if said == whole else json.dumps(whole, ensure_ascii=False)), whole
@@ -113,7 +111,7 @@ class Place:
             iscrowd=bool(crowd),
             rle=self._run_lengths(shape, where),
             score=_number(said["score"], "score", where) if _has_score(said) else None,
-            extra=wrap(text, part_of=whole if type(whole) is int else None),
+            extra=wrap("coco", text, part_of=whole if type(whole) is int else None),
         )
 
     def _whole(self, said: dict[str, Any], key: str, where: str) -> int:
@@ -163,7 +161,7 @@ def _attach(instances: list[Instance], texts: Sequence[str], said: dict[str, Any
             own = json.loads(texts[at])
             more = {key: value for key, value in said.items() if own.get(key, ...) != value}
             if own.keys() <= said.keys():  # else the annotation could not be put together again
-                extra = wrap(texts[at], part_of=instance.part_of, person_keypoints=more)
+                extra = wrap("coco", texts[at], part_of=instance.part_of, person_keypoints=more)
                 instances[at] = replace(instance, extra=extra)
                 return True
     return False
@@ -197,7 +195,7 @@ def own_annotation(instance: Instance, image_id: int | None) -> str | None:
 
     None when it has none: the instance was added later.
     """
-    found = unwrap(instance.extra)
+    found = unwrap("coco", instance.extra)
     if found is None or type(found[1].get("image_id")) is not int:
         return None
     text, said = found

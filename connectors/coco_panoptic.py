@@ -25,25 +25,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from connectors.base import Written
 from connectors.class_table import NAME as CLASS_TABLE
-from connectors.class_table import classes_of, known_classes, write_classes
-from connectors.coco_dense import (
-    FOLDER,
-    ImageFolders,
+from connectors.class_table import classes_of, write_classes
+from connectors.coco_categories import categories_of, is_name, key_of, space_by
+from connectors.coco_images import (
     ImageIds,
-    categories_of,
     check_splits,
     claim_of,
     entry_of,
     image_of,
-    is_name,
-    known_categories,
     of_image,
     place_of,
     said_of,
-    split_of,
     stem_of,
 )
 from connectors.coco_json import Stream, by_image, facts_of, write_json
+from connectors.coco_layout import ANNOTATIONS, FOLDER, ImageFolders, split_of
 from connectors.image_files import not_expressed, put_image
 from connectors.label_files import labelled_size
 from connectors.layout import MISSING, Fingerprints, digest, find_root
@@ -60,7 +56,6 @@ from pipeline import masks
 from pipeline.derive import with_mask
 from pipeline.errors import BadAnnotation, LayoutError
 from pipeline.images import read_header
-from pipeline.label_space import label_space
 from pipeline.loss import Loss
 from pipeline.record import SPLITS, File, Record, Sample
 
@@ -76,7 +71,6 @@ if TYPE_CHECKING:
 READER_VERSION: Final = 1
 """Raised by one when the same files give other records: a store then reads them again."""
 
-_ANNOTATIONS: Final = "annotations"
 _JSON: Final = re.compile(r"panoptic_.*\.json")
 _OFFICIAL: Final = re.compile(r"panoptic_(train|val|test|unlabeled)\d*\.json")
 _EXPECTED: Final = "a panoptic_train2017.json beside a folder of its own name, below annotations"
@@ -97,11 +91,11 @@ class CocoPanoptic:
         """Return the root and the JSON files, in the order of the splits."""
 
         def fits(names: Collection[str]) -> bool:
-            return _ANNOTATIONS in names or bool(_jsons(names))
+            return ANNOTATIONS in names or bool(_jsons(names))
 
         root = find_root(tree, _EXPECTED, fits)
         found: list[str] = []
-        for folder in (f"{root}{_ANNOTATIONS}/", root):
+        for folder in (f"{root}{ANNOTATIONS}/", root):
             if tree.isdir(folder.rstrip("/")):
                 found += [folder + name for name in _jsons(tree.names(folder.rstrip("/")))]
         if not found:
@@ -113,7 +107,11 @@ class CocoPanoptic:
         root, files = self._files(tree)
         if tree.exists(root + CLASS_TABLE):
             return (classes_of(tree, root + CLASS_TABLE),)
-        return tuple(dict.fromkeys(_space(tree, _key(tree, root, name)) for name in files))
+        return tuple(
+            dict.fromkeys(
+                space_by(tree, key_of(tree, root, name, self.native), self.native) for name in files
+            )
+        )
 
     def facts(self, tree: Tree) -> dict[str, Any]:
         """Return info, licences and categories by split."""
@@ -133,11 +131,15 @@ class CocoPanoptic:
                 yield from self._listed(tree, root, name)
 
     def _listed(self, tree: Tree, root: str, name: str) -> Iterator[Sample]:
-        folder, split, key = name.removesuffix(".json"), split_of(name), _key(tree, root, name)
-        space = _space(tree, key)
+        folder, split, key = (
+            name.removesuffix(".json"),
+            split_of(name),
+            key_of(tree, root, name, self.native),
+        )
+        space = space_by(tree, key, self.native)
         things = sorted(_things(space, facts_of(tree, name).get("categories")))
         tag = folder.rpartition("panoptic_")[2]
-        images, pngs = ImageFolders.of_split(tree, root, tag), Fingerprints(tree, folder)
+        images, pngs = ImageFolders(tree, root, tag), Fingerprints(tree, folder)
         for number, group in enumerate(by_image(tree, name)):
             entry, annotation, problem = _parse(group)
             file_name = entry["file_name"] if problem is None else f"{place_of(group)}#{number}"
@@ -167,7 +169,7 @@ class CocoPanoptic:
         image, png, entry, annotation, key, things, problem = sample.payload
         if problem is not None:
             raise BadAnnotation(sample.path, problem, _MEND)
-        space, head = _space(tree, key), read_header(tree, image)
+        space, head = space_by(tree, key, self.native), read_header(tree, image)
         size, extra = (head.height, head.width), dict[str, Any]()
         mask = instances = classes = None
         if png is not None:
@@ -178,7 +180,7 @@ class CocoPanoptic:
             objects = {c.id for c in space.classes if is_thing(c, things)}
             found = read_segments(ids, infos, space, objects, path)
             more = {key: annotation[key] for key in annotation.keys() - _ANNOTATION}
-            kept: dict[str, Any] = {"space": space.name, "segments": found.infos}
+            kept: dict[str, Any] = {"segments": found.infos}
             extra["panoptic"] = kept | ({"annotation": more} if more else {})
             palette = space.palette() if found.mask.dtype.itemsize == 1 else None
             mask = File(path, masks.encode(found.mask, palette))
@@ -195,7 +197,7 @@ class CocoPanoptic:
 
     def write(self, sink: Sink, record: Record, space: LabelSpace) -> Written:
         """Write a record's image and its PNG of segments."""
-        extra = record.extras().get("panoptic") if record.dataset == self.format else None
+        extra = record.own(self.format).get("panoptic")
         kept: dict[str, Any] = extra if isinstance(extra, dict) else {}
         folder = f"{FOLDER[record.split]}/"
         loss = not_expressed(record, *_NOT_HELD)
@@ -261,24 +263,7 @@ def _jsons(names: Collection[str]) -> list[str]:
 
 
 def _folder(split: str) -> str:
-    return f"{_ANNOTATIONS}/panoptic_{FOLDER[split]}"
-
-
-def _key(tree: Tree, root: str, name: str) -> list[str]:
-    """Return what `_space` finds the classes by, in any process."""
-    if tree.exists(root + CLASS_TABLE):
-        return ["table", root + CLASS_TABLE, tree.entry(root + CLASS_TABLE).fingerprint]
-    key = ["json", name, tree.entry(name).fingerprint]
-    return [] if _space(tree, key) == label_space(CocoPanoptic.native) else key
-
-
-def _space(tree: Tree, key: Collection[str]) -> LabelSpace:
-    if not key:
-        return label_space(CocoPanoptic.native)
-    kind, name, fingerprint = key
-    if kind == "table":
-        return known_classes(tree, name, fingerprint)
-    return known_categories(tree, name, fingerprint, CocoPanoptic.format, CocoPanoptic.native)
+    return f"{ANNOTATIONS}/panoptic_{FOLDER[split]}"
 
 
 def _things(space: LabelSpace, categories: Any) -> set[int]:
@@ -309,12 +294,15 @@ def _segments(
 ) -> tuple[SegmentIds | None, list[Info], tuple[int, ...], dict[str, int]]:
     """Return segment ids, infos, the classes of objects, and what was lost; no ids without labels.
 
-    A record of the format that was not changed since has its own segments.
+    A record of the format that was not changed since has its own segments; of others it
+    counts those whose ids and words are lost.
     """
     used = tuple(sorted({i.category for i in record.instances or ()}))
-    if kept.get("space") == space.name and record.mask is not None and record.mask.bytes:
+    stated = kept.get("segments")
+    if stated is not None and record.mask is not None and record.mask.bytes:
         try:
-            return *same_segments(record, kept["segments"], space), used, {}
+            if not record.relabelled:
+                return *same_segments(record, stated, space), used, {}
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             pass  # mask or objects are others now, or another program wrote the extras
     painted = with_mask(record, space)
@@ -322,6 +310,8 @@ def _segments(
         boxes = len(record.instances or ())
         return None, [], (), {"instances_without_masks": boxes} if boxes else {}
     drawn = new_segments(painted, space)
+    if isinstance(stated, list) and stated:
+        drawn.count("segment_ids", len(stated))
     return drawn.ids, drawn.infos, drawn.used, drawn.loss
 
 

@@ -24,22 +24,19 @@ import numpy as np
 
 from connectors.base import Written
 from connectors.class_table import NAME as CLASS_TABLE
-from connectors.class_table import classes_of, known_classes, write_classes
-from connectors.coco_dense import (
-    FOLDER,
-    ImageFolders,
+from connectors.class_table import classes_of, write_classes
+from connectors.coco_categories import is_name, key_of, space_by
+from connectors.coco_images import (
     check_splits,
     claim_of,
     entry_of,
     image_of,
-    is_name,
-    known_categories,
     of_image,
     place_of,
-    split_of,
     stem_of,
 )
 from connectors.coco_json import by_image, facts_of
+from connectors.coco_layout import FOLDER, ImageFolders, split_of
 from connectors.coco_stuff_json import (
     annotations_of,
     extra_of,
@@ -139,7 +136,12 @@ class CocoStuff:
         root, parts = _parts(tree)
         if tree.exists(root + CLASS_TABLE):
             return (classes_of(tree, root + CLASS_TABLE),)
-        return tuple(dict.fromkeys(_space(tree, _key(tree, root, part)) for part in parts))
+        return tuple(
+            dict.fromkeys(
+                space_by(tree, key_of(tree, root, part.json, self.native), self.native)
+                for part in parts
+            )
+        )
 
     def facts(self, tree: Tree) -> dict[str, Any]:
         """Return info, licences and categories by split."""
@@ -163,7 +165,7 @@ class CocoStuff:
         image, label, name, entry, texts, key, problem = sample.payload
         if problem is not None:
             raise BadAnnotation(sample.path, problem, "correct the JSON, or leave the image out")
-        space, head = _space(tree, key), read_header(tree, image)
+        space, head = space_by(tree, key, self.native), read_header(tree, image)
         size, extra, path, ids = (head.height, head.width), dict[str, Any](), None, None
         if label is not None:
             path = tree.url_of(label)
@@ -173,7 +175,7 @@ class CocoStuff:
             if ids is None and (texts or sample.split in _PROMISED):
                 path = tree.url_of(name)
                 ids = mask_of(texts, space, size, path)
-            extra = extra_of(texts, space)
+            extra = extra_of(texts)
             extra |= of_image(entry, size, head)
         if size != (head.height, head.width):
             extra["orientation"] = head.orientation
@@ -190,7 +192,7 @@ class CocoStuff:
     def write(self, sink: Sink, record: Record, space: LabelSpace) -> Written:
         """Write a record's image and its pixel map."""
         own = record.dataset == self.format
-        extra, folder = record.extras() if own else {}, f"{FOLDER[record.split]}/"
+        extra, folder = record.own(self.format), f"{FOLDER[record.split]}/"
         kept = with_mask(record, space)
         native = space == label_space(self.native)
         data = _map_png(kept, space) if native else grey_png(kept, space)
@@ -202,9 +204,12 @@ class CocoStuff:
             loss["images_without_labels"] = 1
         if own and "image" not in extra:
             return Written(record.image_id, record.split, b"", loss)
-        said = extra.get("annotations") if extra.get("space") == space.name else None
+        said = extra.get("annotations")
         said = [one for one in said if isinstance(one, dict)] if isinstance(said, list) else []
-        texts, claims, lost = annotations_of(kept, space, said, only_stuff=native)
+        same = [] if record.relabelled else said
+        texts, claims, lost = annotations_of(kept, space, same, only_stuff=native)
+        if len(said) > len(same):
+            lost["annotations"] = len(said)
         image = image_of(record, name.removeprefix(folder))
         claim = claim_of(image, record.image_id)
         image.pop("id", None)
@@ -225,9 +230,10 @@ class _Lister:
     """Lists one split."""
 
     def __init__(self, tree: Tree, root: str, part: _Part) -> None:
-        self._tree, self._part, self._key = tree, part, _key(tree, root, part)
-        self._space = _space(tree, self._key).name
-        self._folders = ImageFolders.of_split(tree, root, part.tag)
+        self._tree, self._part = tree, part
+        self._key = key_of(tree, root, part.json, CocoStuff.native)
+        self._space = space_by(tree, self._key, CocoStuff.native).name
+        self._folders = ImageFolders(tree, root, part.tag)
         self._maps = Fingerprints(tree, part.maps) if part.maps else None
         self._table = self._key[2] if self._key[:1] == ["table"] else ""
 
@@ -249,7 +255,7 @@ class _Lister:
             yield from self._without_maps(seen)
 
     def _without_maps(self, seen: set[int]) -> Iterator[Sample]:
-        folder = self._folders.own(self._part.tag)
+        folder = self._folders.own()
         for entry in self._tree.walk(folder, IMAGE_SUFFIXES) if folder else ():
             stem = stem_of(entry.name.removeprefix(f"{folder}/"))
             label, mark = self._map_of(stem)
@@ -304,25 +310,6 @@ class _Lister:
             split=part.split,
             payload=[image, label[0], part.json, entry, [*kept], self._key, problem],
         )
-
-
-def _key(tree: Tree, root: str, part: _Part) -> list[str]:
-    """Return what `_space` finds the classes by, in any process."""
-    if tree.exists(root + CLASS_TABLE):
-        return ["table", root + CLASS_TABLE, tree.entry(root + CLASS_TABLE).fingerprint]
-    if part.json is None:
-        return []
-    key = ["json", part.json, tree.entry(part.json).fingerprint]
-    return [] if _space(tree, key) == label_space(CocoStuff.native) else key
-
-
-def _space(tree: Tree, key: Collection[str]) -> LabelSpace:
-    if not key:
-        return label_space(CocoStuff.native)
-    kind, name, fingerprint = key
-    if kind == "table":
-        return known_classes(tree, name, fingerprint)
-    return known_categories(tree, name, fingerprint, CocoStuff.format, CocoStuff.native)
 
 
 def _read_map(data: bytes, space: LabelSpace, path: str, *, shifted: bool) -> LabelMap:

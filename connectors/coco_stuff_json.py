@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from connectors.coco_categories import pack_ids
-from connectors.coco_dense import FOLDER, ImageIds, categories_of, claim_of, said_of
+from connectors.coco_categories import categories_of, pack_ids
+from connectors.coco_images import ImageIds, claim_of, said_of
 from connectors.coco_json import Stream, write_json
+from connectors.coco_layout import FOLDER
 from connectors.coco_objects import Place
 from connectors.list_files import OnePlaceEach
 from pipeline import masks
@@ -45,10 +46,10 @@ def mask_of(texts: Sequence[str], space: LabelSpace, size: tuple[int, int], path
     return masks.paint([place.read(text) for text in texts], *size, space, path=path)
 
 
-def extra_of(texts: Sequence[str], space: LabelSpace) -> dict[str, Any]:
+def extra_of(texts: Sequence[str]) -> dict[str, Any]:
     """Return what a mask cannot hold of an image's annotations."""
     kept = [json.loads(text) for text in without_pixels(texts)]
-    return {"annotations": kept, "space": space.name} if kept else {}
+    return {"annotations": kept} if kept else {}
 
 
 def without_pixels(texts: Sequence[str]) -> list[str]:
@@ -63,8 +64,8 @@ def _image_of(texts: Sequence[str]) -> int:
 
 def annotations_of(
     record: Record, space: LabelSpace, said: Sequence[Mapping[str, Any]], *, only_stuff: bool
-) -> tuple[list[str], list[int], dict[str, int]]:
-    """Return a record's annotations without their ids, the ids they had (-1: none), and the loss.
+) -> tuple[list[str], list[int | None], dict[str, int]]:
+    """Return a record's annotations without their ids, the ids they had (None: none), and the loss.
 
     `said` is what an earlier JSON had of them. `only_stuff`: all classes that are no stuff are
     183, as in the official files.
@@ -75,7 +76,8 @@ def annotations_of(
     first: dict[str, Mapping[str, Any]] = {}
     for one in said:
         first.setdefault(str(one.get("category_id")), one)
-    texts, claims, found = [], [], 0
+    texts, found = list[str](), 0
+    claims: list[int | None] = []
     for place, number in enumerate(regions.numbers.tolist()):
         if not number:
             continue

@@ -283,8 +283,7 @@ def _millimetres(data: bytes, path: str) -> np.ndarray[Any, np.dtype[np.uint16]]
 
 def write(sink: Sink, record: Record, space: LabelSpace) -> Written:
     """Write the files of one record."""
-    name, own = one_line(record.image_id), record.dataset in FORMATS
-    extra = record.extras() if own else {}
+    name, extra = one_line(record.image_id), record.own(*FORMATS)
     kept = with_mask(record, space)
     loss = not_expressed(record, *_NOT_HELD)
     cell, numbers = cell_png(kept, space), None

@@ -53,8 +53,7 @@ _MATLAB: Final = {"u1": "uint8", "u2": "uint16", "f4": "single", "f8": "double"}
 def write(sink: Sink, record: Record, space: LabelSpace) -> Written:
     """Write one image's chunks to a hidden file, to be read again by `finish`."""
     safe_name(one_line(record.image_id), sink.url)
-    own = record.dataset in FORMATS
-    extra = record.extras() if own else {}
+    extra = record.own(*FORMATS)
     pixels = pixels_of(record)
     height, width = pixels.shape[:2]
     arrays: dict[str, NDArray[Any]] = {"images": pixels}

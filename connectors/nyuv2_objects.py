@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import numpy as np
 
 from pipeline import masks
-from pipeline.record import Instance
+from pipeline.regions import Regions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.label_space import LabelMap
+    from pipeline.record import Instance
 
     Numbers: TypeAlias = NDArray[np.uint8]
 
@@ -43,20 +44,15 @@ def instances_of(
     held = np.flatnonzero(counts)
     index = np.zeros(len(counts), np.uint8 if len(held) <= STEP else np.uint16)
     index[held] = np.arange(len(held))
-    regions = index[pairs]  # narrow, as it is compared once for each object
-    found, unlabelled = [], {}
-    for at, pair in enumerate(held.tolist()):
+    regions = Regions.of(index[pairs])
+    found: list[Instance] = []
+    unlabelled: dict[str, str] = {}
+    for place, pair in enumerate(held.tolist()):
         category, number = int(present[pair // STEP]), pair % STEP
-        if number == 0:
-            continue
-        rle = masks.rle_encode(regions == at)
-        if category == ignore:
-            unlabelled[str(number)] = rle
-            continue
-        box = masks.rle_bbox(rle, *labels.shape)
-        found.append(
-            Instance(category * STEP + number, category, box, float(counts[pair]), rle=rle)
-        )
+        if number and category == ignore:
+            unlabelled[str(number)] = regions.rle(place)
+        elif number:
+            found.append(regions.instance(place, category * STEP + number, category))
     return tuple(found), unlabelled
 
 

@@ -182,9 +182,9 @@ class SunRgbd:
         """Write a frame's folder."""
         name = _folder_name(record.image_id)
         folder = f"{_BASE}{name}/"
-        extra = record.extras() if record.dataset == self.format else {}
-        own = "files" in extra
-        kept = record if own and space == label_space(self.native) else with_mask(record, space)
+        extra, stated = record.own(self.format), record.own_labels(self.format)
+        own, as_read = "files" in extra, "files" in stated
+        kept = record if as_read else with_mask(record, space)
         loss = not_expressed(record, *_NOT_HELD)
         image, cost = put_image(
             sink, f"{folder}image/{extra.get('image') or stem(name)}", record, ("jpeg", "png")
@@ -192,14 +192,17 @@ class SunRgbd:
         loss |= cost
         if own and extra.get("left_out"):
             loss["files_left_out"] = len(extra["left_out"])
-        if own and space == label_space(self.native):
-            seg = sunrgbd_seg.from_json(extra["seg"], name) if "seg" in extra else None
+        if as_read:
+            seg = sunrgbd_seg.from_json(stated["seg"], name) if "seg" in stated else None
         else:
             seg, lost = sunrgbd_seg.of_record(kept, space)
             loss |= lost | ({"raw_labels": 1} if "seg" in extra else {})
         if seg is not None:
             sink.write(folder + SEG, sunrgbd_seg.render(seg))
         for below, text in extra.get("files", {}).items():
+            if below == sunrgbd_polygons.INDEX and not as_read:
+                loss["polygons"] = 1
+                continue
             sink.write(folder + safe_name(below, name), unpack_text(text))
         depth = _write_depth(sink, folder, record, extra, loss)
         labels = None

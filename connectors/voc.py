@@ -46,6 +46,7 @@ from pipeline.derive import with_mask
 from pipeline.errors import LayoutError, UnknownName
 from pipeline.images import read_header
 from pipeline.label_space import label_space
+from pipeline.loss import Loss
 from pipeline.record import File, Record, Sample
 
 if TYPE_CHECKING:
@@ -54,7 +55,6 @@ if TYPE_CHECKING:
     from connectors.label_files import Label
     from pipeline.files import Tree
     from pipeline.label_space import LabelSpace
-    from pipeline.loss import Loss
     from pipeline.record import Instance
     from pipeline.sinks import Sink
 
@@ -108,8 +108,11 @@ class Voc:
         return (classes_of(tree, table) if tree.exists(table) else label_space(self.native),)
 
     def facts(self, tree: Tree) -> dict[str, Any]:
-        """Return nothing: the format has no place for it."""
-        return {}
+        """Return the names of all lists: those that no record names are lost when it is written."""
+        sets = self._root(tree) + _SETS
+        folders = [f for f in tree.names(sets.rstrip("/")) if tree.isdir(sets + f)]
+        found = (f"{f}/{name}" for f in folders for name in tree.names(sets + f))
+        return {"lists": sorted(n.removesuffix(".txt") for n in found if n.endswith(".txt"))}
 
     def list(self, tree: Tree, splits: Collection[str]) -> Iterator[Sample]:
         """Yield the images of the lists, sorted by id.
@@ -176,7 +179,7 @@ class Voc:
     def write(self, sink: Sink, record: Record, space: LabelSpace) -> Written:
         """Write a record's image, masks and annotation."""
         name, own = one_line(record.image_id), record.dataset == self.format
-        extra = record.extras() if own else {}
+        extra, labels = record.own(self.format), record.own_labels(self.format)
         kept, loss = _fitting(record, keep=own)
         if not own:
             kept = with_mask(kept, space)
@@ -184,8 +187,9 @@ class Voc:
         _, cost = put_image(sink, f"{_TARGET}JPEGImages/{name}", record, ("jpeg",))
         loss |= cost | not_expressed(record, *_NOT_HELD)
         if label is not None:
-            _write_masks(sink, name, label, extra)
-            loss |= _write_objects(sink, kept, label, space, extra)
+            _write_masks(sink, name, label, extra.get("mask_folders", "c"), labels.get("aug_mask"))
+            loss |= _write_objects(sink, kept, label, space, labels.get("object_void"))
+            loss |= {key: 1 for key in ("aug_mask", "object_void") if key in extra.keys() - labels}
         annotation = _annotation(kept, space, extra, own=own)
         if annotation is not None:
             sink.write(f"{_TARGET}Annotations/{name}.xml", annotation)
@@ -198,15 +202,17 @@ class Voc:
         self, sink: Sink, written: Iterable[Written], space: LabelSpace, facts: Mapping[str, Any]
     ) -> Loss | None:
         """Write the lists."""
-        places, sets = OnePlaceEach(self.format), _TARGET + _SETS
+        places, sets, kept = OnePlaceEach(self.format), _TARGET + _SETS, set[str]()
         with ListFiles(sink, or_else=f"{sets}{_SEGMENTATION}train.txt") as files:
             for w in written:
                 places.check(w.image_id)
                 for name, place in json.loads(w.entry).items():
                     below = name if "/" in name else _SEGMENTATION + name
                     files.add(f"{sets}{below}.txt", w.image_id, place)
+                    kept.add(below)
         write_classes(sink, _TARGET, space, self.native)
-        return None
+        lost = {*(facts.get(self.format) or {}).get("lists", ())} - kept
+        return Loss(attributes={"lists": len(lost)}) if lost else None
 
 
 def _list_names(tree: Tree, root: str, asked: Collection[str]) -> list[str]:
@@ -306,18 +312,18 @@ def _fitting(record: Record, *, keep: bool) -> tuple[Record, dict[str, int]]:
     return replace(record, instances=kept), {name: n for name, n in loss.items() if n}
 
 
-def _write_masks(sink: Sink, name: str, label: bytes, extra: dict[str, Any]) -> None:
-    for letter in extra.get("mask_folders", "c"):
+def _write_masks(sink: Sink, name: str, label: bytes, folders: str, second: str | None) -> None:
+    for letter in folders:
         data = label
-        if letter == "a" and "aug_mask" in extra:
-            data = base64.b64decode(extra["aug_mask"])
+        if letter == "a" and second is not None:
+            data = base64.b64decode(second)
         sink.write(_TARGET + _FOLDERS[letter].format(name), data)
 
 
 def _write_objects(
-    sink: Sink, record: Record, label: bytes, space: LabelSpace, extra: dict[str, Any]
+    sink: Sink, record: Record, label: bytes, space: LabelSpace, void: str | None
 ) -> dict[str, int]:
-    instances, void = record.instances or (), extra.get("object_void")
+    instances = record.instances or ()
     if void is None and not any(instance.rle for instance in instances):
         return {}
     ids = masks.decode(label, record.image_id)

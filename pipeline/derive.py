@@ -8,10 +8,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from pipeline import masks
-from pipeline.record import File, Instance
+from pipeline.record import File
+from pipeline.regions import Regions
 
 if TYPE_CHECKING:
     from pipeline.label_space import LabelSpace
@@ -52,14 +51,10 @@ def with_instances(record: Record, space: LabelSpace) -> Record:
     if record.instances is not None or record.mask is None or record.mask.bytes is None:
         return record
     ids = masks.decode(record.mask.bytes, record.image_id)
-    counted = record.classes or masks.class_pixels(ids, space, path=record.image_id)
-    present = {c.id for c in counted}
-    regions: list[Instance] = []
-    for category in space.train_ids:
-        if category in present and space.by_id[category].name != "background":
-            region = ids == category
-            rle = masks.rle_encode(region)
-            box = masks.rle_bbox(rle, *region.shape)
-            area = float(np.count_nonzero(region))
-            regions.append(Instance(len(regions) + 1, category, box, area, rle=rle))
-    return replace(record, instances=tuple(regions))
+    if record.classes is None:
+        masks.check_ids(ids, space, record.image_id)
+    regions = Regions.of(ids)
+    places = {number: place for place, number in enumerate(regions.numbers.tolist())}
+    shown = [c for c in space.train_ids if c in places and space.by_id[c].name != "background"]
+    found = (regions.instance(places[c], number, c) for number, c in enumerate(shown, 1))
+    return replace(record, instances=tuple(found))

@@ -7,20 +7,19 @@ are drawn by pycocotools, whose rule at the border is the one that COCO's areas 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, cast
 
 import numpy as np
 
 from pipeline.errors import BadAnnotation
-from pipeline.record import Instance
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
     from pipeline.label_space import LabelMap, LabelSpace
+    from pipeline.record import Instance
 
     Runs = NDArray[np.int64]
 
@@ -230,108 +229,6 @@ def _points(polygon: Sequence[float], height: int, width: int, path: str) -> lis
         raise _bad(path, f"a polygon far outside the image {width}x{height}")
     values: list[float] = points.tolist()
     return values
-
-
-@dataclass(frozen=True, slots=True)
-class Region:
-    """The pixels of one value of a map, as run lengths; what is asked for is worked out then."""
-
-    value: int
-    runs: Runs
-    height: int
-
-    @property
-    def rle(self) -> str:
-        """The pixels as COCO's compressed text."""
-        return _pack(self.runs)
-
-    @property
-    def bbox(self) -> tuple[float, float, float, float]:
-        """The box (x, y, w, h) in pixels."""
-        return _box(self.runs, self.height)
-
-    @property
-    def area(self) -> int:
-        """The number of pixels."""
-        return int(self.runs[1::2].sum())
-
-
-def regions(object_map: LabelMap) -> Iterator[Region]:
-    """Yield the region of each value of a map [H, W], ascending.
-
-    The map is gone through once, however many values it holds.
-    """
-    import cv2
-
-    height, size = object_map.shape[0], object_map.size
-    flat = cv2.transpose(np.ascontiguousarray(object_map)).ravel()
-    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    bounds = np.concatenate(([0], edges, [size]))
-    values = flat[bounds[:-1]]
-    order = np.argsort(values, kind="stable")
-    ranked = values[order]
-    cuts = np.flatnonzero(ranked[1:] != ranked[:-1]) + 1
-    for piece in np.split(order, cuts):
-        ends = np.stack((bounds[piece], bounds[piece + 1]), axis=1).ravel()
-        runs = np.diff(ends, prepend=0, append=size)
-        yield Region(int(values[piece[0]]), runs[:-1] if runs[-1] == 0 else runs, height)
-
-
-def instances_from_maps(
-    class_map: LabelMap, object_map: LabelMap, space: LabelSpace, border: int | None = None
-) -> tuple[Instance, ...]:
-    """Return the objects of a map that numbers them (0 and `border` are none), by number.
-
-    An object's class is the most frequent one at its pixels, void only if it has no other.
-    """
-    if class_map.shape != object_map.shape:
-        raise ValueError(f"class map {class_map.shape} and object map {object_map.shape} differ")
-    height, width = object_map.shape
-    objects = np.ascontiguousarray(object_map.T).ravel()
-    start, stop = _stretches(objects[1:] != objects[:-1])
-    owner = objects[start]
-    order = np.argsort(owner, kind="stable")  # each object's stretches, in one piece
-    numbers, first = np.unique(owner[order], return_index=True)
-    classes = _classes_of(objects, np.ascontiguousarray(class_map.T).ravel(), space)
-    found = []
-    for number, stretches in zip(numbers.tolist(), np.split(order, first[1:]), strict=True):
-        if number in (0, border):
-            continue
-        edges = np.stack([start[stretches], stop[stretches]], axis=1).ravel()
-        runs: Runs = np.diff(edges, prepend=0, append=height * width)
-        runs = runs[:-1] if runs[-1] == 0 else runs
-        found.append(
-            Instance(
-                id=number,
-                category=classes[number],
-                bbox=_box(runs, height),
-                area=float(runs[1::2].sum()),
-                rle=_pack(runs),
-            )
-        )
-    return tuple(found)
-
-
-def _stretches(changes: NDArray[np.bool_]) -> tuple[Runs, Runs]:
-    """Return where stretches of equal pixels start and stop; `changes` compares neighbours."""
-    edges = np.flatnonzero(changes) + 1
-    return np.concatenate(([0], edges)), np.append(edges, len(changes) + 1)
-
-
-def _classes_of(objects: LabelMap, classes: LabelMap, space: LabelSpace) -> dict[int, int]:
-    """Return each object's most frequent class, the lowest of several, void only if it has none."""
-    start, stop = _stretches((objects[1:] != objects[:-1]) | (classes[1:] != classes[:-1]))
-    pairs = objects[start].astype(np.int64) << 16 | classes[start]
-    pairs, place = np.unique(pairs, return_inverse=True)
-    pixels = np.bincount(place, weights=stop - start).astype(np.int64)
-    trained = np.zeros(65536, dtype=np.bool_)
-    trained[list(space.train_ids)] = True
-    best: dict[int, tuple[bool, int, int]] = {}
-    for pair, count in zip(pairs.tolist(), pixels.tolist(), strict=True):
-        number, category = pair >> 16, pair & 0xFFFF
-        vote = (bool(trained[category]), count, -category)
-        best[number] = max(best.get(number, vote), vote)
-    return {number: -vote[2] for number, vote in best.items()}
 
 
 def _draw(

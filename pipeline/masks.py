@@ -15,11 +15,9 @@ import numpy as np
 from pipeline import png
 from pipeline.errors import CorruptMask, ImageTooLarge, LabelOutOfRange, UnknownColour
 from pipeline.instances import (
-    instances_from_maps,
     object_map_from_instances,
     paint,
     polygons_to_rle,
-    regions,
     rle_area,
     rle_bbox,
     rle_crop,
@@ -30,6 +28,7 @@ from pipeline.instances import (
     rle_runs,
 )
 from pipeline.record import ClassPixels
+from pipeline.regions import instances_from_maps
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,7 +49,6 @@ __all__ = [
     "read_colour_label",
     "read_label",
     "recode",
-    "regions",
     "rle_area",
     "rle_bbox",
     "rle_crop",

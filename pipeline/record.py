@@ -7,7 +7,7 @@ in Python; `to_table` and `from_batch` go from one to the other.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime  # noqa: TC003 - dataclass fields are resolved at run time
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -23,6 +23,9 @@ Split = Literal["train", "val", "test", "unlabelled"]
 EMBEDDED: Final = "+images"
 """What ends the digest of a truth row that holds its image's bytes."""
 SPLITS: Final = ("train", "val", "test", "unlabelled")
+RELABELLED: Final = "relabelled"
+"""The key of a record's `extra` that says that its labels are not those that were read."""
+
 Kind = Literal["truth", "model", "pseudo"]
 
 _FILE = pa.struct([("path", pa.string()), ("bytes", pa.binary())])
@@ -262,6 +265,35 @@ class Record:
     def extras(self) -> dict[str, Any]:
         """Return what the source format holds beyond the columns; empty when it holds nothing."""
         return dict(json.loads(self.extra)) if self.extra else {}
+
+    @property
+    def relabelled(self) -> bool:
+        """Whether the labels are in other classes than were read: `extra` may contradict them."""
+        if not self.extra or f'"{RELABELLED}"' not in self.extra:
+            return False
+        return self.extras().get(RELABELLED) is True
+
+    def own(self, *formats: str) -> dict[str, Any]:
+        """Return what a record read from one of the formats keeps in `extra`; else nothing.
+
+        That may hold labels as they were read: a writer takes those from `own_labels`.
+        """
+        if self.dataset not in formats:
+            return {}
+        return {key: value for key, value in self.extras().items() if key != RELABELLED}
+
+    def own_labels(self, *formats: str) -> dict[str, Any]:
+        """Return the same, and nothing once the labels are in other classes than were read."""
+        return {} if self.relabelled else self.own(*formats)
+
+    def as_relabelled(self) -> Record:
+        """Return the record with the mark of `relabelled`; one without `extra` needs none.
+
+        The text behind the mark stays as it is, with every digit.
+        """
+        if not self.extra or self.relabelled or not (text := self.extra[1:]).strip(" }"):
+            return self
+        return replace(self, extra=f'{{"{RELABELLED}": true, {text}')
 
 
 @dataclass(frozen=True, slots=True)

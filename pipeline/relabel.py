@@ -39,7 +39,10 @@ class Relabeller:
         return cls(target, {s.name: find_remap(s, target) for s in spaces})
 
     def __call__(self, record: Record) -> tuple[Record, Loss]:
-        """Return the record in the target's ids, and what that lost."""
+        """Return the record in the target's ids, and what that lost.
+
+        The record is marked (`Record.relabelled`): what its `extra` has of labels is not its own.
+        """
         remap = self.remaps[record.label_space]
         if remap.source == self.target:
             return record, Loss(pixels=sum(c.pixels for c in record.classes or ()))
@@ -64,7 +67,7 @@ class Relabeller:
             instances=instances,
             image_labels=labels,
         )
-        return moved, loss
+        return moved.as_relabelled(), loss
 
 
 def _instances(instances: Iterable[Instance], remap: Remap, loss: Loss) -> list[Instance]:

@@ -26,6 +26,7 @@ from pipeline.errors import (
 from pipeline.files import open_tree
 from pipeline.label_space import LabelClass, LabelSpace, label_space
 from pipeline.record import Instance
+from pipeline.relabel import Relabeller
 from tests.connectors import cityscapes_tree
 from tests.connectors.cityscapes_tree import (
     AACHEN,
@@ -284,12 +285,14 @@ def test_polygons_are_traced_anew_for_other_classes(tmp_path: Path) -> None:
     """A label that a remap changed must not stand in the polygons as it was."""
     put_labels(tmp_path / "one", {"_polygons.json": polygons(*SCENE)})
     space = label_space("cityscapes-19")
-    record = replace(read_one(tmp_path / "one"), label_space=space.name)
+    relabel = Relabeller.to(space, [label_space("cityscapes-34")])
+    record, _ = relabel(read_one(tmp_path / "one"))
     assert record.mask is not None
     ids = np.where(labels_of(SCENE_VALUES) == 26, 13, 255).astype(np.uint8)
     cell = masks.encode(ids, space.palette())
     record = replace(record, mask=replace(record.mask, bytes=cell), instances=None)
-    rewrite(CITYSCAPES, [record], tmp_path / "two", space)
+    (written,) = rewrite(CITYSCAPES, [record], tmp_path / "two", space)
+    assert written.loss == {"polygons": 1}
     path = tmp_path / "two" / name("gtFine", "train", AACHEN, "_polygons.json")
     labels = {o["label"] for o in json.loads(path.read_text())["objects"]}
     assert labels == {"car", "unlabeled"}

@@ -217,7 +217,7 @@ def test_categories_by_any_order_and_with_more_keys() -> None:
     assert own is not None
     assert own.ids == (3, 700)
     assert own.ignore_index == 65535
-    assert own.classes[0].isthing is True
+    assert own.classes[0].isthing is None
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_pycocotools_sees_what_is_read(shared_data: Path) -> None:
     for split in ("train", "val"):
         truth = judge(root / f"annotations/instances_{split}2017.json")
         for record in (r for r in records if r.split == split):
-            said = {a["id"]: a for a in truth.imgToAnns[record.extras()["coco"]["id"]]}
+            said = {a["id"]: a for a in truth.imgToAnns[record.extras()["image"]["id"]]}
             assert len(said) == len(record.instances or ())
             for i in record.instances or ():
                 expected = truth.annToMask(said[i.id])
@@ -282,7 +282,7 @@ def test_own_ids_stay_beside_new_ones(tmp_path: Path) -> None:
     said = json.loads((tmp_path / "b/annotations/instances_train2017.json").read_text())
     assert [i["id"] for i in said["images"]] == [3, 1, 2]
     assert [(a["id"], a["image_id"]) for a in said["annotations"]] == [
-        (51, 3),
+        (1, 3),
         (50, 1),
         (7, 2),
         (20, 2),
@@ -298,14 +298,14 @@ def test_equal_ids_of_two_datasets_are_numbered(tmp_path: Path) -> None:
     written = [COCO_INSTANCES.write(sink, r, space) for r in [*own, *other]]
     loss = COCO_INSTANCES.finish(sink, written, space, {})
     assert loss is not None
-    assert loss.attributes == {"image_ids": 4, "annotation_ids": 6}
+    assert loss.attributes == {"image_ids": 2, "annotation_ids": 3}
     truth = judge(tmp_path / "b/annotations/instances_train2017.json")
     assert sorted(truth.imgs) == [1, 2, 3, 4]
-    assert sorted(truth.anns) == [1, 2, 3, 4, 5, 6]
+    assert sorted(truth.anns) == [1, 2, 3, 7, 20, 50]
     back = read_all(open_tree(str(tmp_path / "b")))
     assert [len(r.instances or ()) for r in back] == [1, 2, 1, 2]
     parts = [[(i.id, i.part_of) for i in r.instances or ()] for r in back]
-    assert parts == [[(1, None)], [(2, 3), (3, None)], [(4, None)], [(5, 6), (6, None)]]
+    assert parts == [[(50, None)], [(7, 20), (20, None)], [(1, None)], [(2, 3), (3, None)]]
 
 
 def test_changed_instances_are_written_as_they_are(tmp_path: Path) -> None:
@@ -324,11 +324,11 @@ def test_changed_instances_are_written_as_they_are(tmp_path: Path) -> None:
     [
         None,
         "{}",
-        '{"coco": 5}',
-        '{"coco": {"id": null}}',
-        '{"coco": {}, "x": 1}',
-        '{"file": "../../outside", "coco": {"id": 2}}',
-        '{"suffix": 5, "coco": {"id": 2}}',
+        '{"image": 5}',
+        '{"image": {"id": null}}',
+        '{"image": {}, "x": 1}',
+        '{"file": "../../outside", "image": {"id": 2}}',
+        '{"suffix": 5, "image": {"id": 2}}',
     ],
 )
 def test_extras_that_someone_changed(tmp_path: Path, extra: str | None) -> None:

@@ -15,7 +15,7 @@ from pipeline.errors import (
     UnknownName,
     UnsafePath,
 )
-from pipeline.files import open_tree
+from pipeline.files import open_sink, open_tree
 from tests.connectors.conformance import Conformance, Made
 from tests.connectors.trees import (
     bare,
@@ -202,3 +202,18 @@ def test_masks_in_colour_dress(shared_data: Path) -> None:
     assert [(i.id, i.category, i.area) for i in records[0].instances or () if i.rle] == [
         (1, 2, 200)
     ]
+
+
+def test_lists_that_are_not_read_are_counted(tmp_path: Path) -> None:
+    put_image(tmp_path, "a")
+    put_list(tmp_path, "Segmentation/test", ["a"])
+    for name in ("Segmentation/mysubset", "Main/cat_train", "Layout/train"):
+        put_list(tmp_path, name, ["a"])
+    tree = open_tree(str(tmp_path))
+    facts = {"voc": VOC.facts(tree)}
+    written = [
+        VOC.write(open_sink(str(tmp_path / "b")), record, SPACE) for record in read_all(tmp_path)
+    ]
+    loss = VOC.finish(open_sink(str(tmp_path / "b")), written, SPACE, facts)
+    assert loss is not None
+    assert loss.attributes == {"lists": 3}

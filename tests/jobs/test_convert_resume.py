@@ -114,10 +114,15 @@ def test_after_kill_9_in_the_last_step(
 def test_after_kill_9_when_hidden_parts_are_gone_already(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """NYUDv2's last step removes each image's part as soon as the .mat has it."""
+    """NYUDv2's last step removes each image's part as soon as the .mat has it.
+
+    One more is removed before: the errors of an earlier run.
+    """
     whole, out = tmp_path / "whole", tmp_path / "out"
     call(capsys, *words(data, whole, "nyuv2-mat"))
-    kill(words(data, out, "nyuv2-mat"), "pipeline.sinks", "os", "unlink", 7)  # one for the errors of an earlier run
+    kill(
+        words(data, out, "nyuv2-mat"), "pipeline.sinks", "os", "unlink", 7
+    )  # one for the errors of an earlier run
     assert len(list(out.glob(".segmill-*.part"))) == IMAGES - 1 - 6
     summary, _ = call(capsys, *words(data, out, "nyuv2-mat"))
     assert 0 < summary["resumed"] < IMAGES

@@ -14,6 +14,7 @@ from pipeline import masks
 from pipeline.errors import BadAnnotation
 from pipeline.label_space import label_space
 from pipeline.record import Instance
+from pipeline.regions import Regions
 from tests.pipeline.label_files import SHAPES, blobs
 
 VOC = label_space("voc-21")
@@ -186,13 +187,13 @@ def test_regions_are_those_of_each_value(data: st.DataObject, shape, kind) -> No
     values = data.draw(st.sampled_from([(0, 1), (0, 7, 255), (3,)]))
     object_map = data.draw(arrays.arrays(kind, shape, elements=st.sampled_from(values)))
     object_map = object_map.T if data.draw(st.booleans()) else object_map
-    found = list(masks.regions(object_map))
-    assert [region.value for region in found] == np.unique(object_map).tolist()
-    for region in found:
-        here = object_map == region.value
-        assert region.rle == by_coco(here)["counts"].decode()
-        assert region.bbox == tuple(coco.toBbox(by_coco(here)))
-        assert region.area == np.count_nonzero(here)
+    found = Regions.of(object_map)
+    assert found.numbers.tolist() == np.unique(object_map).tolist()
+    for place, value in enumerate(found.numbers.tolist()):
+        here = object_map == value
+        assert found.rle(place) == by_coco(here)["counts"].decode()
+        assert found.bbox(place) == tuple(coco.toBbox(by_coco(here)))
+        assert found.areas[place] == np.count_nonzero(here)
 
 
 def test_an_object_that_is_all_void_says_so() -> None:

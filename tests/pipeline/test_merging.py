@@ -186,7 +186,7 @@ def test_of_rows_that_several_sources_hold_the_last_counts(sources, tmp_path):
     merged, report = merge([*sources, other], into(tmp_path / "all"), UNIFIED)
     assert (merged.count(), report.rows, report.superseded) == (39, 39, 1)
     (held,) = [r for r in merged.records() if r.image_id == row.image_id]
-    assert held.extra == '{"late": 1}'
+    assert held.extra == '{"relabelled": true, "late": 1}'
 
 
 def test_the_same_image_in_two_datasets_is_told_and_kept(sources, tmp_path):

@@ -8,12 +8,19 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pipeline import masks
+from pipeline.derive import with_instances
+from pipeline.label_space import label_space
 from pipeline.regions import Regions
+from tests.connectors.trees import make_record
 
-MAPS = hnp.arrays(
-    np.uint32,
-    hnp.array_shapes(min_dims=2, max_dims=2, max_side=9),
-    elements=st.sampled_from([0, 1, 2, 70_000, (1 << 24) - 1]),
+VOC = label_space("voc-21")
+SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, max_side=9)
+VALUES = {np.uint8: [0, 1, 255], np.uint16: [0, 7, 65535], np.uint32: [0, 1, 70_000, (1 << 32) - 1]}
+MAPS = st.one_of(
+    *(
+        hnp.arrays(kind, SHAPES, elements=st.sampled_from(values))
+        for kind, values in (VALUES | {np.int64: [-1, 0, 1 << 40]}).items()
+    )
 )
 
 
@@ -26,9 +33,26 @@ def test_regions_are_those_of_comparisons(numbers: np.ndarray) -> None:
         assert regions.areas[place] == here.sum()
         assert regions.rle(place) == masks.rle_encode(here)
         assert regions.bbox(place) == masks.rle_bbox(regions.rle(place), *numbers.shape)
+        one = regions.instance(place, 5, 3, iscrowd=True)
+        assert (one.id, one.category, one.iscrowd) == (5, 3, True)
+        assert (one.rle, one.bbox) == (regions.rle(place), regions.bbox(place))
+        assert one.area == here.sum()
 
 
 @given(MAPS)
 def test_painting_the_numbers_gives_the_map(numbers: np.ndarray) -> None:
     regions = Regions.of(numbers)
     np.testing.assert_array_equal(regions.paint(regions.numbers), numbers)
+
+
+@given(hnp.arrays(np.uint8, SHAPES, elements=st.sampled_from([0, 3, 8, 15, 255])))
+def test_objects_of_a_mask_are_its_classes(ids: np.ndarray) -> None:
+    """Against one comparison for each class; background and void make none."""
+    record = make_record(ids, VOC, "a", "train")
+    found = with_instances(record, VOC).instances or ()
+    classes = [c for c in (3, 8, 15) if (ids == c).any()]
+    assert [(i.id, i.category) for i in found] == list(enumerate(classes, 1))
+    for one in found:
+        here = ids == one.category
+        assert (one.rle, one.area) == (masks.rle_encode(here), here.sum())
+        assert one.bbox == masks.rle_bbox(one.rle or "", *ids.shape)

@@ -1,0 +1,154 @@
+"""What COCO's formats share of images: their entries, their numbers, what is said of all."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import re
+from array import array
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from connectors.coco_categories import is_name
+from connectors.coco_layout import split_of
+from pipeline.errors import UnknownName
+from pipeline.record import SPLITS
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from connectors.coco_sort import Grouped
+    from pipeline.image_header import Header
+    from pipeline.record import Record
+
+FORMATS: Final = ("coco-instances", "coco-panoptic", "coco-stuff")
+"""Whose records keep their image's own entry under "image" in `extra`."""
+
+_TOP: Final = (1 << 53) - 1  # numbers in JSON are exact up to here in most readers
+_NONE: Final = -(1 << 63)
+_BLOCK: Final = 65536
+
+
+def check_splits(splits: Collection[str]) -> None:
+    """Make sure that the splits asked for are some.
+
+    Raises:
+        UnknownName: one of them is none.
+    """
+    for split in splits:
+        if split not in SPLITS:
+            raise UnknownName("split", split, SPLITS)
+
+
+def said_of(facts: Mapping[str, Any], format: str, split: str) -> dict[str, Any]:
+    """Return what the sources' files of a split say beside images and annotations.
+
+    Without one of the format, info and licences of `coco-instances` serve: images name a licence.
+    """
+    own: dict[str, dict[str, Any]] = facts.get(format) or {}
+    if own:
+        return own.get(split) or next(iter(own.values()))
+    for stem, pairs in sorted((facts.get("coco-instances") or {}).items()):
+        if split_of(stem) == split:
+            return {key: value for key, value in pairs if key in ("info", "licenses")}
+    return {}
+
+
+# Images
+
+
+def place_of(group: Grouped) -> str:
+    """Return what a message calls an image, or annotation, that is malformed."""
+    name = (group.image or {}).get("file_name")
+    text = name if is_name(name) else (group.text or group.annotations[0])[:80]
+    return str(text).encode("ascii", "backslashreplace").decode()
+
+
+def stem_of(file_name: str) -> str:
+    """Return an image's name without its suffix."""
+    return posixpath.splitext(file_name)[0]
+
+
+def image_of(record: Record, file_name: str) -> dict[str, Any]:
+    """Return the image to write; what a COCO file said of it beyond the record's columns stays."""
+    said = {"file_name": file_name, "height": record.height, "width": record.width}
+    more = record.own(*FORMATS).get("image")
+    if not isinstance(more, dict):
+        return said
+    return said | {key: value for key, value in more.items() if key != "file_name"}
+
+
+def claim_of(image: Mapping[str, Any], image_id: str) -> int | None:
+    """Return the number that an image goes by: its own, or that of its name; None without one."""
+    number = image.get("id")
+    if type(number) is int and abs(number) <= _TOP:
+        return number
+    return int(image_id) if re.fullmatch(r"[0-9]{1,15}", image_id) else None
+
+
+class ImageIds:
+    """Numbers images, or annotations: each has what it claims unless another had that first.
+
+    All others get the lowest that are free. Holds 8 bytes for each. `add` every claim, then go
+    through `assign` as often as is needed.
+    """
+
+    def __init__(self) -> None:
+        self._claims = array("q")
+
+    def add(self, claim: int | None) -> None:
+        """Book a claim."""
+        self._claims.append(_NONE if claim is None else claim)
+
+    def _ranked(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Return the claims in order of size, and which of them, as booked, come to nothing."""
+        claims = np.array(self._claims, dtype=np.int64)
+        order = np.argsort(claims, kind="stable")
+        ranked = claims[order]
+        again = np.zeros(len(claims), dtype=np.bool_)
+        again[order[1:]] = ranked[1:] == ranked[:-1]
+        return ranked, again | (claims == _NONE)
+
+    def assign(self) -> Iterator[int]:
+        """Yield the numbers in the order of the claims."""
+        ranked, again = self._ranked()
+        free = 0
+        for start in range(0, len(again), _BLOCK):
+            claims = self._claims[start : start + _BLOCK]
+            for claim, taken in zip(claims, again[start : start + _BLOCK].tolist(), strict=True):
+                if not taken:
+                    yield claim
+                    continue
+                free += 1
+                while _holds(ranked, free):
+                    free += 1
+                yield free
+
+    def changed(self) -> int:
+        """Return how many get another number than they claim."""
+        ranked, again = self._ranked()
+        return int(np.count_nonzero(again)) - int(np.searchsorted(ranked, _NONE, "right"))
+
+
+def _holds(ranked: NDArray[np.int64], value: int) -> bool:
+    at = int(np.searchsorted(ranked, value))
+    return at < len(ranked) and int(ranked[at]) == value
+
+
+def entry_of(claim: int | None, head: Any, image: Mapping[str, Any], annotation: str) -> bytes:
+    """Return an index entry: claim, a note, the image without its id, and annotation text."""
+    lines = (json.dumps([claim, head]), json.dumps(image, ensure_ascii=False), annotation)
+    return "\n".join(lines).encode("utf-8", "backslashreplace")
+
+
+def of_image(entry: Mapping[str, Any], size: tuple[int, int], head: Header) -> dict[str, Any]:
+    """Return what a record's extra keeps of an image: all that its columns do not say."""
+    columns = {"file_name": entry.get("file_name"), "height": size[0], "width": size[1]}
+    kept = {key: value for key, value in entry.items() if columns.get(key, ...) != value}
+    extra: dict[str, Any] = {"image": kept}
+    if size != (head.height, head.width):
+        extra["orientation"] = head.orientation
+    return extra
