@@ -11,8 +11,6 @@ from __future__ import annotations
 import io
 import json
 from functools import cache
-from importlib import import_module
-from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,8 +22,7 @@ from connectors import CONNECTORS, connector
 from pipeline.errors import RemapError
 from pipeline.files import open_tree
 from pipeline.label_space import find_remap, label_space
-from tests import connectors as package
-from tests.connectors.conformance import Conformance
+from tests.connectors.makers import makers
 from tests.jobs.calls import call
 
 if TYPE_CHECKING:
@@ -39,23 +36,8 @@ if TYPE_CHECKING:
     from tests.connectors.conformance import Made
 
 
-def makers() -> dict[str, type[Conformance]]:
-    """The first conformance class of each format: it writes a small tree of it."""
-    found: dict[str, type[Conformance]] = {}
-    for module in sorted(m.name for m in iter_modules(package.__path__)):
-        if module.startswith("test_") and module != __name__.rpartition(".")[2]:
-            for thing in vars(import_module(f"{package.__name__}.{module}")).values():
-                is_kind = isinstance(thing, type) and issubclass(thing, Conformance)
-                if is_kind and thing is not Conformance:
-                    found.setdefault(thing.connector.format, thing)
-    return found
-
-
-MAKERS = makers()
-
-
 def test_every_format_takes_part() -> None:
-    assert set(MAKERS) == set(CONNECTORS)
+    assert set(makers()) == set(CONNECTORS)
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +47,7 @@ def source_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple
     @cache
     def make(name: str) -> tuple[Path, Made]:
         root = tmp_path_factory.mktemp(name)
-        made = MAKERS[name]().make_tree(root)
+        made = makers()[name]().make_tree(root)
         if name == "coco-instances":
             for path in root.rglob("*.json"):
                 give_official_categories(path)
@@ -161,7 +143,7 @@ class Account:
     def __init__(self, space: LabelSpace, target: str) -> None:
         self.space = space
         self.objects_only = connector(target).objects_only
-        self.fills_void = MAKERS[target].fills_void
+        self.fills_void = makers()[target].fills_void
         self.wanted: dict[int, int] = {}
         self.found: dict[int, int] = {}
         self.to_void: dict[str, int] = {}
@@ -211,8 +193,8 @@ def refused(words: list[Any], spaces: list[LabelSpace], native: str | None, caps
     return False
 
 
-@pytest.mark.parametrize("target", sorted(MAKERS))
-@pytest.mark.parametrize("source", sorted(set(MAKERS) - {"maskdir"}))
+@pytest.mark.parametrize("target", sorted(makers()))
+@pytest.mark.parametrize("source", sorted(set(makers()) - {"maskdir"}))
 def test_pixels_in_are_pixels_out_and_loss(
     source: str,
     target: str,
@@ -224,7 +206,11 @@ def test_pixels_in_are_pixels_out_and_loss(
     spaces = {s.name: s for s in connector(source).label_spaces(open_tree(str(root)))}
     words = ["convert", root, out, "--from", source, "--to", target, "--runner", "local"]
     native = connector(target).native
-    if MAKERS[source].own_classes and native and refused(words, [*spaces.values()], native, capsys):
+    if (
+        makers()[source].own_classes
+        and native
+        and refused(words, [*spaces.values()], native, capsys)
+    ):
         return
     summary, _ = call(capsys, *words)
     before, after = read_all(source, root), read_all(target, out)

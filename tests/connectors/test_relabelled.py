@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +20,9 @@ from pipeline.files import open_tree
 from pipeline.label_space import LabelMap, LabelSpace, Remap
 from pipeline.record import File, Record
 from pipeline.relabel import Relabeller
-from tests.connectors.test_any_to_any import MAKERS, ids_of
+from tests.connectors import test_coco_stuff
+from tests.connectors.makers import makers
+from tests.connectors.test_any_to_any import ids_of
 from tests.connectors.trees import rewrite
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
     from connectors.base import Connector
 
-TREES = MAKERS | {"coco-stuff": "test_coco_stuff:TestJson"}
+OTHERS = {"coco-stuff": test_coco_stuff.TestJson}
+"""Trees that hold more of what is kept than a format's first one."""
 STATED = {
     "ade20k-full": {"annotations"},
     "cityscapes": {"polygons"},
@@ -41,9 +43,8 @@ STATED = {
 
 
 def tree_of(name: str, root: Path) -> None:
-    module, _, kind = TREES[name].partition(":")
     root.mkdir(exist_ok=True)
-    getattr(import_module(f"tests.connectors.{module}"), kind)().make_tree(root)
+    OTHERS.get(name, makers()[name])().make_tree(root)
 
 
 def read_all(reader: Connector, root: Path) -> tuple[list[Record], LabelSpace]:
@@ -65,7 +66,7 @@ def halved(record: Record, space: LabelSpace, present: list[int]) -> Record:
     return moved
 
 
-@pytest.mark.parametrize("name", sorted(set(MAKERS)))
+@pytest.mark.parametrize("name", sorted(makers()))
 def test_files_say_what_the_records_say(name: str, tmp_path: Path) -> None:
     reader = connector(name)
     tree_of(name, tmp_path / "one")
@@ -92,7 +93,7 @@ def test_files_say_what_the_records_say(name: str, tmp_path: Path) -> None:
         assert {i.category for i in other.instances or ()} <= allowed
 
 
-@pytest.mark.parametrize("name", sorted(set(MAKERS)))
+@pytest.mark.parametrize("name", sorted(makers()))
 def test_the_same_classes_leave_no_mark(name: str, tmp_path: Path) -> None:
     reader = connector(name)
     tree_of(name, tmp_path)
