@@ -151,7 +151,7 @@ def test_a_sample_that_cannot_be_written_fails_alone(
     (tmp_path / "out" / place).mkdir(parents=True)
     summary, err = call(capsys, *words(data, tmp_path / "out"), code=3)
     assert (summary["done"], summary["failed"]) == (IMAGES - 1, 1)
-    assert "cannot be written to" in err
+    assert "cannot be written" in err
     assert BAD in err
 
 
