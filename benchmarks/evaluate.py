@@ -22,7 +22,6 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.fragment import write_fragment
 from pipeline.label_space import label_space
 from pipeline.masks import encode
 from pipeline.record import File, Record, to_table
@@ -30,6 +29,7 @@ from pipeline.runner import LocalRunner, cores
 from pipeline.scoring import score
 from pipeline.store import Store
 from pipeline.streetscenes import scene
+from pipeline.tables.fragment import write_fragment
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -25,12 +25,12 @@ from connectors.image_files import not_expressed, put_image
 from connectors.label_files import extra_of, grey_png, labelled_size, read_label
 from connectors.layout import MISSING, Fingerprints, digest, find_root, lines_of
 from connectors.list_files import ListFiles, OnePlaceEach, one_line
-from pipeline import png
-from pipeline.derive import with_mask
 from pipeline.errors import CorruptMask, UnknownName
 from pipeline.files import safe_name
 from pipeline.images import IMAGE_SUFFIXES, read_header
 from pipeline.label_space import label_space
+from pipeline.labels import png
+from pipeline.labels.derive import with_mask
 from pipeline.record import SPLITS, File, Record, Sample
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from pipeline.files import Tree
     from pipeline.label_space import LabelSpace
     from pipeline.loss import Loss
-    from pipeline.sinks import Sink
+    from pipeline.trees.sinks import Sink
 
 READER_VERSION: Final = 1
 """Raised by one when the same files give other records: a store then reads them again."""

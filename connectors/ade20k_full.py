@@ -55,10 +55,10 @@ from connectors.label_files import Label, extra_of, labelled_size
 from connectors.layout import digest
 from connectors.list_files import OnePlaceEach, one_line
 from pipeline import masks
-from pipeline.derive import with_instances, with_mask
 from pipeline.errors import SizeMismatch, UnknownName
 from pipeline.files import safe_name
 from pipeline.images import read_header
+from pipeline.labels.derive import with_instances, with_mask
 from pipeline.record import SPLITS, File, Record, Sample
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     from pipeline.image_header import Header
     from pipeline.label_space import LabelSpace
     from pipeline.loss import Loss
-    from pipeline.sinks import Sink
+    from pipeline.trees.sinks import Sink
 
 READER_VERSION: Final = 1
 """Raised by one when the same files give other records: a store then reads them again."""

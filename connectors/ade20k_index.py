@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from connectors.ade20k_files import Group
     from pipeline.files import Tree
-    from pipeline.sinks import Sink
+    from pipeline.trees.sinks import Sink
 
 PICKLE: Final = "index_ade20k.pkl"
 MATLAB: Final = "index_ade20k.mat"

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from pipeline import masks, png
+from pipeline import masks
 from pipeline.errors import CorruptMask, UnknownColour, UsageError
+from pipeline.labels import png
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

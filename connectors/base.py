@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pipeline.label_space import LabelSpace
     from pipeline.loss import Loss
     from pipeline.record import Record, Sample
-    from pipeline.sinks import Sink
+    from pipeline.trees.sinks import Sink
 
 
 @dataclass(frozen=True, slots=True)

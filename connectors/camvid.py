@@ -45,10 +45,10 @@ from connectors.layout import (
     read_list,
 )
 from connectors.list_files import ListFiles, OnePlaceEach, one_line
-from pipeline.derive import with_mask
 from pipeline.errors import LayoutError, UnknownName
 from pipeline.images import IMAGE_SUFFIXES, read_header
 from pipeline.label_space import label_space
+from pipeline.labels.derive import with_mask
 from pipeline.record import SPLITS, File, Record, Sample
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from pipeline.files import Entry, Tree
     from pipeline.label_space import LabelSpace
     from pipeline.loss import Loss
-    from pipeline.sinks import Sink
+    from pipeline.trees.sinks import Sink
 
 READER_VERSION: Final = 1
 """Raised by one when the same files give other records: a store then reads them again."""

@@ -18,16 +18,16 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from connectors.base import Written
-from pipeline.ahead import Ahead
 from pipeline.errors import LayoutError, MissingFile, SegmillError
-from pipeline.failures import Failure
 from pipeline.files import open_tree, read_url
 from pipeline.loss import Loss
+from pipeline.runs.failures import Failure
+from pipeline.trees.ahead import Ahead
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from pipeline.sinks import Sink
+    from pipeline.trees.sinks import Sink
 
 LOG = logging.getLogger("segmill")
 FOLDER: Final = ".segmill"

@@ -36,11 +36,12 @@ from connectors.image_files import not_expressed, put_image
 from connectors.label_files import Label, extra_of, grey_png, labelled_size, read_label
 from connectors.layout import MISSING, digest, find_root
 from connectors.list_files import OnePlaceEach
-from pipeline import masks, png
-from pipeline.derive import with_mask
+from pipeline import masks
 from pipeline.errors import InputError, MissingFile, UnknownName
 from pipeline.images import read_header
 from pipeline.label_space import label_space
+from pipeline.labels import png
+from pipeline.labels.derive import with_mask
 from pipeline.record import SPLITS, File, Record, Sample
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from pipeline.label_space import LabelMap, LabelSpace
     from pipeline.loss import Loss
     from pipeline.record import Instance
-    from pipeline.sinks import Sink
+    from pipeline.trees.sinks import Sink
 
 READER_VERSION: Final = 1
 """Raised by one when the same files give other records: a store then reads them again."""

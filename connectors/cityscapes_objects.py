@@ -16,8 +16,8 @@ import numpy as np
 
 from pipeline import masks
 from pipeline.errors import BadAnnotation, CorruptMask, LabelOutOfRange, SizeMismatch
+from pipeline.labels.regions import Regions
 from pipeline.record import Instance
-from pipeline.regions import Regions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

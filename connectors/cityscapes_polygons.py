@@ -20,7 +20,7 @@ import numpy as np
 
 from connectors.cityscapes_objects import PER_CLASS, is_thing
 from pipeline.errors import BadAnnotation, SizeMismatch
-from pipeline.regions import Regions
+from pipeline.labels.regions import Regions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

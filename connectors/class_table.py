@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Final
 
 from pipeline.errors import LayoutError
 from pipeline.label_space import LabelClass, LabelSpace, label_space
-from pipeline.label_tables import LABEL_SPACES
+from pipeline.labels.label_tables import LABEL_SPACES
 
 if TYPE_CHECKING:
     from pipeline.files import Tree
-    from pipeline.sinks import Sink
+    from pipeline.trees.sinks import Sink
 
 NAME: Final = "classes.tsv"
 

@@ -19,7 +19,7 @@ from connectors.coco_json import ends_of
 from connectors.coco_supercategories import SUPERCATEGORY
 from pipeline.errors import LayoutError, UsageError
 from pipeline.label_space import LabelClass, LabelSpace, label_space, voc_colour
-from pipeline.label_tables import LABEL_SPACES
+from pipeline.labels.label_tables import LABEL_SPACES
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

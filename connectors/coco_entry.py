@@ -15,13 +15,13 @@ from connectors.coco_layout import BESIDE, FOLDER, split_of
 from connectors.coco_objects import new_annotation, own_annotation, unwrap
 from connectors.image_files import SUFFIXES, not_expressed, put_image
 from connectors.list_files import one_line
-from pipeline.derive import with_instances
 from pipeline.files import read_url
+from pipeline.labels.derive import with_instances
 
 if TYPE_CHECKING:
     from pipeline.label_space import LabelSpace
     from pipeline.record import Instance, Record
-    from pipeline.sinks import Sink
+    from pipeline.trees.sinks import Sink
 
 _NOT_HELD: Final = ("mask", "image_labels", "confidence", "depth")
 

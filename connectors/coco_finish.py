@@ -19,7 +19,7 @@ from connectors.coco_objects import PART_OF
 from connectors.list_files import OnePlaceEach
 from pipeline.errors import LayoutError
 from pipeline.loss import Loss
-from pipeline.temporary import temporary_file
+from pipeline.trees.temporary import temporary_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from connectors.base import Written
     from pipeline.label_space import LabelSpace
-    from pipeline.sinks import Sink
+    from pipeline.trees.sinks import Sink
 
 _ORDER: Final = ("info", "licenses", "images", "annotations", "categories")
 _SIZE: Final = struct.Struct("<I")

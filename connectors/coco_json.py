@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
     from pipeline.files import Tree
-    from pipeline.sinks import Sink
+    from pipeline.trees.sinks import Sink
 
 __all__ = [
     "Element",

@@ -53,9 +53,9 @@ from connectors.panoptic_pixels import (
     write_ids,
 )
 from pipeline import masks
-from pipeline.derive import with_mask
 from pipeline.errors import BadAnnotation, LayoutError
 from pipeline.images import read_header
+from pipeline.labels.derive import with_mask
 from pipeline.loss import Loss
 from pipeline.record import SPLITS, File, Record, Sample
 
@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from connectors.panoptic_pixels import Info, SegmentIds
     from pipeline.files import Tree
     from pipeline.label_space import LabelSpace
-    from pipeline.sinks import Sink
+    from pipeline.trees.sinks import Sink
 
 READER_VERSION: Final = 1
 """Raised by one when the same files give other records: a store then reads them again."""

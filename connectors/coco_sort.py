@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 import numpy as np
 
-from pipeline.temporary import temporary_file
+from pipeline.trees.temporary import temporary_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -48,10 +48,10 @@ from connectors.image_files import not_expressed, put_image
 from connectors.label_files import grey_png, labelled_size
 from connectors.layout import MISSING, Fingerprints, digest, find_root
 from pipeline import masks
-from pipeline.derive import with_mask
 from pipeline.errors import BadAnnotation, CorruptMask, LabelOutOfRange, LayoutError
 from pipeline.images import IMAGE_SUFFIXES, read_header
 from pipeline.label_space import label_space
+from pipeline.labels.derive import with_mask
 from pipeline.record import SPLITS, File, Record, Sample
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from pipeline.files import Tree
     from pipeline.label_space import LabelMap, LabelSpace
     from pipeline.loss import Loss
-    from pipeline.sinks import Sink
+    from pipeline.trees.sinks import Sink
 
 READER_VERSION: Final = 1
 """Raised by one when the same files give other records: a store then reads them again."""

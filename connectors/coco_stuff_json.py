@@ -19,9 +19,9 @@ from connectors.coco_layout import FOLDER
 from connectors.coco_objects import Place
 from connectors.list_files import OnePlaceEach
 from pipeline import masks
+from pipeline.labels.regions import Regions
 from pipeline.loss import Loss
 from pipeline.record import SPLITS
-from pipeline.regions import Regions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from connectors.base import Written
     from pipeline.label_space import LabelMap, LabelSpace
     from pipeline.record import Record
-    from pipeline.sinks import Sink
+    from pipeline.trees.sinks import Sink
 
 _STUFF: Final = range(92, 183)
 _OTHER: Final = 183

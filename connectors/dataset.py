@@ -19,17 +19,17 @@ from connectors.checkpoint import Booked, Checkpoint, Exported, Kept, Spool, sig
 from connectors.incomplete import ERRORS, begun, ended
 from connectors.writing import Chunk, code_broke
 from pipeline.errors import PoisonInput, SegmillError, TooManyErrors
-from pipeline.failures import Failure
 from pipeline.files import open_sink
 from pipeline.loss import Loss
 from pipeline.record import Sample
+from pipeline.runs.failures import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from connectors.writing import WriterFactory
     from pipeline.runner import Outcome, Runner
-    from pipeline.sinks import Sink
+    from pipeline.trees.sinks import Sink
 
 _BARREN: Final = 50
 """Chunks in a row without one good sample, after which the source itself is looked at."""

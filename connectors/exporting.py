@@ -8,17 +8,17 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from pipeline.ledger import row_key
 from pipeline.record import COLUMNS, Sample, from_batch
+from pipeline.runs.ledger import row_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import pyarrow as pa
 
-    from pipeline.fragment import Fragment
     from pipeline.record import Record
     from pipeline.store import Store
+    from pipeline.tables.fragment import Fragment
 
 _LEAST_ROWS: Final = 256
 _MOST_ROWS: Final = 1024

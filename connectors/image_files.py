@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.record import Record
-    from pipeline.sinks import Sink
+    from pipeline.trees.sinks import Sink
 
 JPEG_QUALITY: Final = 95
 

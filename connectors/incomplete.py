@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from pipeline.errors import LayoutError
 from pipeline.files import open_sink
-from pipeline.local import LocalTree
+from pipeline.trees.local import LocalTree
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping

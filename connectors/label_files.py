@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from pipeline import masks, png
+from pipeline import masks
 from pipeline.errors import SizeMismatch, UnknownColour, UsageError
 from pipeline.label_space import LabelClass
+from pipeline.labels import png
 
 if TYPE_CHECKING:
     from pipeline.image_header import Header

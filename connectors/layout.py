@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, cast
 from connectors.incomplete import refuse_incomplete
 from pipeline.errors import InputError, LayoutError, UnsafePath
 from pipeline.files import is_junk, safe_name
-from pipeline.fingerprint_table import FingerprintTable
+from pipeline.tables.fingerprints import FingerprintTable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator

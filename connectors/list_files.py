@@ -11,7 +11,7 @@ from pipeline.files import is_junk
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from pipeline.sinks import Sink
+    from pipeline.trees.sinks import Sink
 
 
 class ListFiles:

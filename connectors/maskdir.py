@@ -28,9 +28,9 @@ from connectors.image_files import SUFFIXES, not_expressed, put_image
 from connectors.label_files import cell_png, extra_of, labelled_size, read_label
 from connectors.layout import MISSING, Fingerprints, digest, find_root, lines_of
 from connectors.list_files import OnePlaceEach, one_line
-from pipeline.derive import with_mask
 from pipeline.errors import InputError, LayoutError, UnknownName
 from pipeline.images import IMAGE_SUFFIXES, read_header
+from pipeline.labels.derive import with_mask
 from pipeline.record import SPLITS, File, Record, Sample
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from pipeline.files import Tree
     from pipeline.label_space import LabelSpace
     from pipeline.loss import Loss
-    from pipeline.sinks import Sink
+    from pipeline.trees.sinks import Sink
 
 READER_VERSION: Final = 1
 """Raised by one when the same files give other records: a store then reads them again."""

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pipeline.files import Tree
     from pipeline.label_space import LabelSpace
     from pipeline.loss import Loss
-    from pipeline.sinks import Sink
+    from pipeline.trees.sinks import Sink
 
 READER_VERSION: Final = 1
 """Raised by one when the same files give other records: a store then reads them again."""

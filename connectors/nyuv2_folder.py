@@ -35,10 +35,10 @@ from connectors.list_files import ListFiles, OnePlaceEach, one_line
 from connectors.nyuv2_objects import instances_of, numbers_of
 from connectors.nyuv2_splits import OFFICIAL, official_split
 from pipeline import depth, masks
-from pipeline.derive import with_mask
 from pipeline.errors import BadAnnotation, LabelOutOfRange, LayoutError, SizeMismatch
 from pipeline.images import IMAGE_SUFFIXES, read_header
 from pipeline.label_space import find_remap, label_space
+from pipeline.labels.derive import with_mask
 from pipeline.record import SPLITS, Depth, File, Record, Sample
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from connectors.label_files import Label
     from pipeline.files import Tree
     from pipeline.label_space import LabelSpace
-    from pipeline.sinks import Sink
+    from pipeline.trees.sinks import Sink
 
 FORMATS: Final = ("nyuv2", "nyuv2-mat")
 """The formats whose extras are NYU's."""

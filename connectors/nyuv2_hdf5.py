@@ -26,10 +26,10 @@ from connectors.nyuv2_mat import ARRAYS, NATIVE, NOTES, TEXTS, ids_of_labels
 from connectors.nyuv2_objects import numbers_of
 from connectors.nyuv2_splits import splits_mat
 from pipeline import depth, masks
-from pipeline.derive import with_mask
 from pipeline.errors import InputError
 from pipeline.files import read_url, safe_name
 from pipeline.label_space import label_space
+from pipeline.labels.derive import with_mask
 from pipeline.loss import Loss
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from pipeline.label_space import LabelMap, LabelSpace
     from pipeline.record import Record
-    from pipeline.sinks import Sink
+    from pipeline.trees.sinks import Sink
 
 NAME: Final = "nyu_depth_v2_labeled.mat"
 _USER_BLOCK: Final = 512

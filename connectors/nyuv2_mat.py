@@ -23,7 +23,7 @@ from connectors import class_table
 from pipeline.errors import BadAnnotation, LabelOutOfRange, LayoutError
 from pipeline.images import PIXEL_LIMIT
 from pipeline.label_space import LabelClass, LabelSpace, label_space, voc_colour
-from pipeline.local import LocalTree
+from pipeline.trees.local import LocalTree
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import numpy as np
 
 from pipeline import masks
-from pipeline.regions import Regions
+from pipeline.labels.regions import Regions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from pipeline import masks, png
+from pipeline import masks
 from pipeline.errors import BadAnnotation, CorruptMask
+from pipeline.labels import png
+from pipeline.labels.regions import Regions
 from pipeline.record import Instance
-from pipeline.regions import Regions
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence

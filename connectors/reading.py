@@ -8,10 +8,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from connectors import connector
-from pipeline.ahead import Ahead, fetched_once, is_far
 from pipeline.errors import InputError
 from pipeline.files import read_url
-from pipeline.union import open_source
+from pipeline.trees.ahead import Ahead, fetched_once, is_far
+from pipeline.trees.union import open_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -37,11 +37,11 @@ from connectors.layout import digest, find_root
 from connectors.list_files import OnePlaceEach
 from connectors.sunrgbd_frames import SEG, frames, pack_text, stem, unpack_text
 from pipeline import masks
-from pipeline.derive import with_mask
 from pipeline.errors import BadAnnotation, MissingFile, UnknownName, UnsafePath
 from pipeline.files import is_junk, safe_name
 from pipeline.images import read_header
 from pipeline.label_space import label_space
+from pipeline.labels.derive import with_mask
 from pipeline.record import SPLITS, Depth, File, Record, Sample
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from pipeline.label_space import LabelMap, LabelSpace
     from pipeline.loss import Loss
     from pipeline.record import Instance
-    from pipeline.sinks import Sink
+    from pipeline.trees.sinks import Sink
 
 READER_VERSION: Final = 1
 """Raised by one when the same files give other records: a store then reads them again."""

@@ -22,7 +22,7 @@ from connectors.sunrgbd_toolbox import class_ids
 from pipeline import masks
 from pipeline.errors import CorruptMask, LabelOutOfRange, SizeMismatch
 from pipeline.label_space import label_space
-from pipeline.label_tables import table
+from pipeline.labels.label_tables import table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

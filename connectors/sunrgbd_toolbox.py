@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from pipeline.files import Tree
     from pipeline.label_space import LabelMap
-    from pipeline.sinks import Sink
+    from pipeline.trees.sinks import Sink
 
 LISTS: Final = "SUNRGBDtoolbox/traintestSUNRGBD/allsplit.mat"
 META: Final = "SUNRGBDtoolbox/Metadata/SUNRGBDMeta.mat"

@@ -42,10 +42,10 @@ from connectors.label_files import extra_of, labelled_size, palette_png, read_la
 from connectors.layout import MISSING, Fingerprints, digest, find_root, is_sorted, read_list
 from connectors.list_files import ListFiles, OnePlaceEach, one_line
 from pipeline import masks
-from pipeline.derive import with_mask
 from pipeline.errors import LayoutError, UnknownName
 from pipeline.images import read_header
 from pipeline.label_space import label_space
+from pipeline.labels.derive import with_mask
 from pipeline.loss import Loss
 from pipeline.record import File, Record, Sample
 
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from pipeline.files import Tree
     from pipeline.label_space import LabelSpace
     from pipeline.record import Instance
-    from pipeline.sinks import Sink
+    from pipeline.trees.sinks import Sink
 
 READER_VERSION: Final = 1
 """Raised by one when the same files give other records: a store then reads them again."""

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from pipeline import masks, png
+from pipeline import masks
 from pipeline.errors import CorruptMask, SizeMismatch
 from pipeline.label_space import voc_colour
+from pipeline.labels import png
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

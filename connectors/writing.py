@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, BinaryIO, Final, Generic, TypeAlias, TypeVar
 
 from connectors import connector
 from connectors.checkpoint import Exported
-from pipeline.ahead import Ahead, fetched_once, is_far
 from pipeline.errors import InputError, SegmillError
-from pipeline.failures import Failure
 from pipeline.files import open_sink
-from pipeline.sinks import Sink
+from pipeline.runs.failures import Failure
+from pipeline.trees.ahead import Ahead, fetched_once, is_far
+from pipeline.trees.sinks import Sink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from connectors.base import Connector, Written
+    from pipeline.labels.relabel import Relabeller
     from pipeline.loss import Loss
     from pipeline.record import Record, Sample
-    from pipeline.relabel import Relabeller
 
     Pending = Record | InputError | Callable[[], Record | InputError]
     """A record, the error in its place, or what reads it when its turn comes."""

@@ -65,9 +65,9 @@ def convert(
         from connectors.reading import LaterFactory
         from connectors.writing import WriterFactory
         from jobs.apart import check_apart
-        from pipeline.relabel import Relabeller, target_space
+        from pipeline.labels.relabel import Relabeller, target_space
         from pipeline.runner import Resources, choose
-        from pipeline.union import open_source
+        from pipeline.trees.union import open_source
 
         check_apart(src, dst)
         reader, tree, writer = connector(from_), open_source(src), connector(to)

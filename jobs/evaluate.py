@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from pipeline.metrics.confusion import Counts
     from pipeline.runner import Runner
     from pipeline.scoring import Scores
-    from pipeline.sinks import Sink
     from pipeline.store import Store
+    from pipeline.trees.sinks import Sink
 
 APP = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 SECONDS_AN_IMAGE = 0.002
@@ -124,7 +124,7 @@ def _score(
     """Score, and write each image's figures as they come."""
     import pyarrow.parquet as pq
 
-    from pipeline.pair_scores import IMAGE_SCHEMA
+    from pipeline.metrics.pair_scores import IMAGE_SCHEMA
     from pipeline.scoring import score
 
     truth, pred = stores

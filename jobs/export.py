@@ -57,7 +57,7 @@ def export(
         from connectors.exporting import RowRange, RowReader, matching, ranges
         from connectors.writing import WriterFactory
         from jobs.apart import check_store_apart
-        from pipeline.relabel import Relabeller, target_space
+        from pipeline.labels.relabel import Relabeller, target_space
         from pipeline.runner import Resources, choose
         from pipeline.store import Store
 

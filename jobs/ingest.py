@@ -70,11 +70,11 @@ def ingest(
     with command("ingest", as_json=as_json, debug=debug, max_errors=max_errors) as summary:
         from connectors import connector
         from connectors.reading import ReaderFactory
-        from pipeline.drive import execute
         from pipeline.run import Run
         from pipeline.runner import Resources, choose
+        from pipeline.runs.drive import execute
         from pipeline.store import Store
-        from pipeline.union import open_source
+        from pipeline.trees.union import open_source
 
         reader, tree = connector(format_), open_source(src)
         target = Store.create(store, reader.label_spaces(tree))
@@ -128,7 +128,7 @@ def _embedded(sample: Sample) -> Sample:
 def _validate(summary: Summary, store: Store, runner: Runner, before: list[str]) -> None:
     """Check the rows that came, say what is wrong, and book it; errors close the gate."""
     from jobs import validation as job
-    from pipeline.row_checks import TOLERANCE
+    from pipeline.checks.rows import TOLERANCE
 
     came = frozenset(f.path for f in store.fragments()) - frozenset(before)
     found = job.validate_store(store, runner, images="none", tolerance=TOLERANCE, only=came)

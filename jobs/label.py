@@ -136,7 +136,7 @@ def _has_gpus(address: str | None) -> bool:
     if address or os.environ.get("RAY_ADDRESS"):
         import ray
 
-        from pipeline.runner import start_ray
+        from pipeline.ray_runner import start_ray
 
         start_ray(address)
         if ray.cluster_resources().get("GPU"):

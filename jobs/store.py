@@ -107,7 +107,7 @@ def stats(
     with command("store stats", as_json=as_json, debug=debug) as summary:
         from pipeline.errors import UsageError
         from pipeline.store import Store
-        from pipeline.store_statistics import BY, statistics
+        from pipeline.tables.statistics import BY, statistics
 
         if by not in BY:
             raise UsageError(f"--by takes {', '.join(BY)}, not {by!r}")
@@ -230,7 +230,7 @@ def diff(
     """Say which rows two versions differ by."""
     with command("store diff", as_json=as_json, debug=debug) as summary:
         from pipeline.store import Store
-        from pipeline.upkeep import difference
+        from pipeline.tables.upkeep import difference
 
         found = difference(Store.open(store, old), Store.open(store, new))
         parts = {"added": found.added, "removed": found.removed, "changed": found.changed}
@@ -300,7 +300,7 @@ def compact(store: StoreArgument, as_json: JsonOption = False, debug: DebugOptio
     """Join small fragments into larger ones; the rows stay what they are."""
     with command("store compact", as_json=as_json, debug=debug) as summary:
         from pipeline.store import Store
-        from pipeline.upkeep import compact as join
+        from pipeline.tables.upkeep import compact as join
 
         held, gone = join(Store.open(store))
         summary.figures |= {"joined": gone, "fragments": len(held.fragments())}
@@ -350,8 +350,8 @@ def merge(
     """Bring the rows of several stores into one, remapped to one label space."""
     with command("store merge", as_json=as_json, debug=debug, max_errors=max_errors) as summary:
         from jobs.console import note, tell_facts
+        from pipeline.checks.findings import KINDS
         from pipeline.errors import UsageError
-        from pipeline.findings import KINDS
         from pipeline.label_space import label_space as find
         from pipeline.merging import merge as join
         from pipeline.runner import Resources, choose

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from pipeline.runner import Runner
-    from pipeline.sinks import Sink
     from pipeline.store import Store
+    from pipeline.trees.sinks import Sink
     from pipeline.validation import Images, Validation
 
 SECONDS_AN_IMAGE = {"none": 0.002, "header": 0.003, "decode": 0.01}
@@ -32,7 +32,7 @@ def validate_store(
     """Validate, with progress; write `findings.parquet` as findings come, when there is a sink."""
     import pyarrow.parquet as pq
 
-    from pipeline.findings import FINDINGS
+    from pipeline.checks.findings import FINDINGS
     from pipeline.validation import validate
 
     total = sum(f.rows for f in store.fragments() if only is None or f.path in only)
@@ -94,7 +94,7 @@ def write_report(
 
 def _classes(found: Validation, store: Store) -> list[dict[str, Any]]:
     """Return the pixels, images and objects of each class that a split shows."""
-    from pipeline.store_statistics import Statistics
+    from pipeline.tables.statistics import Statistics
 
     return Statistics.of(store, found.classes).classes("split")
 
@@ -117,7 +117,7 @@ def print_findings(found: Validation) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from pipeline.findings import KINDS, SEVERITIES
+    from pipeline.checks.findings import KINDS, SEVERITIES
 
     console = Console()
     if not found.counts:
@@ -143,7 +143,7 @@ def print_findings(found: Validation) -> None:
 
 def tell_findings(found: Validation) -> None:
     """Say on stderr how a validation ended, with the first finding of each kind."""
-    from pipeline.findings import KINDS
+    from pipeline.checks.findings import KINDS
 
     parts = [f"{found.of_severity(s):,} {s}" for s in ("error", "warning", "info")]
     note(f"validated {found.inputs:,} rows: {', '.join(parts)}")

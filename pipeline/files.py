@@ -22,7 +22,7 @@ from pipeline.errors import LayoutError, MissingFile, UnsafePath, UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pipeline.sinks import Sink
+    from pipeline.trees.sinks import Sink
 
 __all__ = ["Entry", "Tree", "locate", "open_sink", "open_tree", "read_url"]
 
@@ -169,13 +169,13 @@ def open_tree(url: str, **storage_options: Any) -> Tree:
     without_secrets(url)
     archive = ARCHIVE_URL.fullmatch(url)
     if archive:
-        from pipeline.archives import ArchiveTree
+        from pipeline.trees.archives import ArchiveTree
 
         return ArchiveTree.open_archive(archive[3], archive[1], archive[2], storage_options)
     path = local_path(url)
     if path is None:
         return _open_remote(url, storage_options)
-    from pipeline.local import LocalTree
+    from pipeline.trees.local import LocalTree
 
     if os.path.isdir(path):
         return LocalTree(path, os.path.realpath(path))
@@ -183,7 +183,7 @@ def open_tree(url: str, **storage_options: Any) -> Tree:
         raise LayoutError(f"{url}: no such file or directory")
     kind = archive_kind(path)
     if kind:
-        from pipeline.archives import ArchiveTree
+        from pipeline.trees.archives import ArchiveTree
 
         return ArchiveTree.open_archive(path, kind, "", {})
     parent, name = os.path.split(path)
@@ -191,7 +191,7 @@ def open_tree(url: str, **storage_options: Any) -> Tree:
 
 
 def _open_remote(url: str, options: dict[str, Any]) -> Tree:
-    from pipeline.remote import RemoteTree
+    from pipeline.trees.remote import RemoteTree
 
     tree = RemoteTree(_trim(url), options)
     # A web server has no directories: asked for one, fsspec fetches the whole archive as a page.
@@ -203,7 +203,7 @@ def _open_remote(url: str, options: dict[str, Any]) -> Tree:
     kind = archive_kind(url)
     if kind is None:
         raise LayoutError(f"{url}: a file, but neither a .zip nor a .tar; name its directory")
-    from pipeline.archives import ArchiveTree
+    from pipeline.trees.archives import ArchiveTree
 
     return ArchiveTree.open_archive(url, kind, "", options)
 
@@ -219,7 +219,7 @@ def open_sink(url: str, *, durable: bool = False, **storage_options: Any) -> Sin
 
     `durable` makes every write survive a power cut (fsync), at some milliseconds each.
     """
-    from pipeline.sinks import LocalSink, RemoteSink
+    from pipeline.trees.sinks import LocalSink, RemoteSink
 
     path = local_path(url)
     if path is None:
@@ -253,7 +253,7 @@ def locate(url: str, **storage_options: Any) -> tuple[Tree, str]:
     """
     archive = ARCHIVE_URL.fullmatch(url)
     if archive:
-        from pipeline.archives import ArchiveTree
+        from pipeline.trees.archives import ArchiveTree
 
         try:
             return ArchiveTree.open_archive(archive[3], archive[1], "", storage_options), archive[2]
@@ -261,7 +261,7 @@ def locate(url: str, **storage_options: Any) -> tuple[Tree, str]:
             raise MissingFile(url, f"its archive cannot be read ({error})", "restore it") from None
     path = local_path(url)
     if path is not None:
-        from pipeline.local import LocalTree
+        from pipeline.trees.local import LocalTree
 
         parent, name = os.path.split(path)
         return LocalTree(parent, "/"), name
@@ -272,7 +272,7 @@ def locate(url: str, **storage_options: Any) -> tuple[Tree, str]:
 
 @lru_cache(maxsize=256)
 def _remote(url: str, options: tuple[tuple[str, Any], ...]) -> Tree:
-    from pipeline.remote import RemoteTree
+    from pipeline.trees.remote import RemoteTree
 
     return RemoteTree(url, dict(options))
 

@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.errors import CorruptImage, ImageTooLarge
 from pipeline.files import Tree, locate
 from pipeline.image_header import Header, header, pillow_open, probe
-from pipeline.listing import IMAGE_SUFFIXES, list_images
+from pipeline.trees.listing import IMAGE_SUFFIXES, list_images
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

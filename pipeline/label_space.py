@@ -1,6 +1,6 @@
 """Label spaces: ordered lists of classes with one ignore index, and the remaps between them.
 
-The built-in ones are tables (`pipeline.label_tables`), read when they are asked for.
+The built-in ones are tables (`pipeline.labels.label_tables`), read when they are asked for.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 
 from pipeline.errors import RemapError, UnknownName, UsageError
-from pipeline.label_tables import (
+from pipeline.labels.label_tables import (
     LABEL_SPACES,
     TABLES,
     open_tables,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pipeline.label_tables import Names
+    from pipeline.labels.label_tables import Names
     from pipeline.record import ClassPixels
 
 __all__ = [

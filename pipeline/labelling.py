@@ -10,11 +10,11 @@ import json
 import os
 from typing import TYPE_CHECKING, Any, Final
 
-from pipeline.drive import execute
 from pipeline.errors import UsageError
-from pipeline.location import locate
 from pipeline.record import EMBEDDED, Sample
 from pipeline.run import Run, RunReport
+from pipeline.runs.drive import execute
+from pipeline.tables.location import locate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from pipeline import png
 from pipeline.errors import CorruptMask, ImageTooLarge, LabelOutOfRange, UnknownColour
 from pipeline.instances import (
     object_map_from_instances,
@@ -27,8 +26,9 @@ from pipeline.instances import (
     rle_from_runs,
     rle_runs,
 )
+from pipeline.labels import png
+from pipeline.labels.regions import instances_from_maps
 from pipeline.record import ClassPixels
-from pipeline.regions import instances_from_maps
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

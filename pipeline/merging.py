@@ -19,17 +19,17 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
-from pipeline.derive import with_mask
-from pipeline.duplicates import find_twins
+from pipeline.checks.duplicates import find_twins
+from pipeline.checks.identities import Identities
 from pipeline.errors import InputError, SegmillError, UsageError
-from pipeline.failures import Failure
-from pipeline.fragment import Fragment, write_fragment
-from pipeline.identities import Identities
-from pipeline.ledger import Ledger, row_key
+from pipeline.labels.derive import with_mask
+from pipeline.labels.relabel import Relabeller
 from pipeline.loss import Loss
 from pipeline.record import to_table
-from pipeline.relabel import Relabeller
 from pipeline.runner import LocalRunner
+from pipeline.runs.failures import Failure
+from pipeline.runs.ledger import Ledger, row_key
+from pipeline.tables.fragment import Fragment, write_fragment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

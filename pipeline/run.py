@@ -22,16 +22,16 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Protocol
 
 from pipeline.errors import InputError, SegmillError, SumMismatch
-from pipeline.failures import Failure
-from pipeline.fragment import Fragment, write_fragment
-from pipeline.ledger import done_key, row_key
 from pipeline.record import Record, Sample, to_table
+from pipeline.runs.failures import Failure
+from pipeline.runs.ledger import done_key, row_key
+from pipeline.tables.fragment import Fragment, write_fragment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from pipeline.sinks import Sink
     from pipeline.store import Store
+    from pipeline.trees.sinks import Sink
 
 RUNS: Final = "_segmill/runs"
 FRAGMENT_BYTES: Final = 64 << 20

@@ -3,8 +3,8 @@
     scores = score(Store.open("truth"), Store.open("pred"), runner=LocalRunner())
     print(scores.tally.miou)
 
-Rows of the same image are paired (`pipeline.pairing`) and cut into chunks of names. A worker reads
-a chunk's mask cells from both stores and hands back one matrix and a row an image.
+Rows of the same image are paired (`pipeline.metrics.pairing`) and cut into chunks of names. A
+worker reads a chunk's mask cells from both stores and hands back one matrix and a row an image.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.errors import InputError, RemapError, UsageError
 from pipeline.label_space import LabelSpace, find_remap
 from pipeline.label_space import label_space as built_in
 from pipeline.metrics.confusion import UNDEFINED, ConfusionMatrix, Index, Tally, class_index
-from pipeline.pair_scores import (
+from pipeline.metrics.pair_scores import (
     IMAGE_SCHEMA,
     ChunkScore,
     ImageScore,
@@ -30,21 +30,21 @@ from pipeline.pair_scores import (
     failure_of,
     pair_chunks,
 )
-from pipeline.pairing import pair_rows
+from pipeline.metrics.pairing import pair_rows
 from pipeline.record import ClassPixels
-from pipeline.rows import list_rows
+from pipeline.tables.rows import list_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import pyarrow.compute as pc
 
-    from pipeline.failures import Failure
     from pipeline.label_space import Loss
-    from pipeline.pairing import Pairing
-    from pipeline.rows import Listing
+    from pipeline.metrics.pairing import Pairing
     from pipeline.runner import Outcome, Runner
+    from pipeline.runs.failures import Failure
     from pipeline.store import Store
+    from pipeline.tables.rows import Listing
 
 _MOST_PAIRS: Final = 1024
 _MOST_BYTES: Final = 32 << 20

@@ -1,8 +1,9 @@
 """The label store: a Delta table of records on any file system.
 
-Workers write fragments (`pipeline.fragment`); only a driver commits, with Add and Remove actions of
-its own, so that one commit is one step that readers see whole or not at all. Why Delta and not a
-manifest of our own: atomic commits, concurrent writers, time travel, and readers in every tool.
+Workers write fragments (`pipeline.tables.fragment`); only a driver commits, with Add and Remove
+actions of its own, so that one commit is one step that readers see whole or not at all. Why Delta
+and not a manifest of our own: atomic commits, concurrent writers, time travel, and readers in
+every tool.
 
 Beside the labels lie `_errors/` (a second Delta table: inputs that failed) and `_segmill/` (plans
 of runs, tags). Delta leaves names that begin with an underscore alone.
@@ -21,13 +22,13 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import pyarrow as pa
 
 from pipeline.errors import CommitConflict, NotAStore, StoreError, StoreTooNew, UsageError
-from pipeline.failures import append_failures, read_failures, to_table
-from pipeline.fragment import Fragment
 from pipeline.label_space import LabelSpace
-from pipeline.location import appears, locate
 from pipeline.record import COLUMNS, SCHEMA, SCHEMA_VERSION, from_batch
-from pipeline.scan import expressions, open_dataset, scan_by_fragment, scan_sql, scan_table
-from pipeline.tags import is_number, read_tags, write_tag
+from pipeline.runs.failures import append_failures, read_failures, to_table
+from pipeline.tables.fragment import Fragment
+from pipeline.tables.location import appears, locate
+from pipeline.tables.scan import expressions, open_dataset, scan_by_fragment, scan_sql, scan_table
+from pipeline.tables.tags import is_number, read_tags, write_tag
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -37,10 +38,10 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
     from pyarrow.dataset import Dataset
 
-    from pipeline.failures import Failure
     from pipeline.files import Tree
     from pipeline.record import Record
-    from pipeline.sinks import Sink
+    from pipeline.runs.failures import Failure
+    from pipeline.trees.sinks import Sink
 
 _VERSION_KEY: Final = "segmill.schema_version"
 _SPACE_KEY: Final = "segmill.label_space."
@@ -484,7 +485,7 @@ class Store:
 
         Orphans and plans of crashed runs are among them; versions that a tag names are kept whole.
         """
-        from pipeline.plan import stale_plans
+        from pipeline.runs.plan import stale_plans
 
         found: list[str] = self._table.vacuum(
             retention_hours=math.ceil(hours),

@@ -16,20 +16,20 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 import pyarrow as pa
 
-from pipeline.class_counts import ClassCounts
-from pipeline.class_findings import class_findings
-from pipeline.duplicates import find_twins
+from pipeline.checks.classes import class_findings
+from pipeline.checks.duplicates import find_twins
+from pipeline.checks.findings import FINDINGS, KINDS, SEVERITIES, Finding, RowName
+from pipeline.checks.identities import Identities
+from pipeline.checks.parts import Part, PartCheck, PartResult, read_names
+from pipeline.checks.rows import TOLERANCE
 from pipeline.errors import InputError
-from pipeline.findings import FINDINGS, KINDS, SEVERITIES, Finding, RowName
-from pipeline.fragment import ROW_GROUP_BYTES
-from pipeline.identities import Identities
-from pipeline.part_checks import Part, PartCheck, PartResult, read_names
-from pipeline.row_checks import TOLERANCE
+from pipeline.labels.class_counts import ClassCounts
+from pipeline.tables.fragment import ROW_GROUP_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
-    from pipeline.duplicates import Twins
+    from pipeline.checks.duplicates import Twins
     from pipeline.runner import Outcome, Runner
     from pipeline.store import Store
 
@@ -88,7 +88,7 @@ def validate(
     `images` opens the image files: `header` reads each whole, checks its size and compares its
     bytes with the others'; `decode` also decodes every pixel and finds look-alikes. `tolerance` is
     the share of an object's pixels that the mask may give to another class. `on_findings` gets all
-    findings (`pipeline.findings.FINDINGS`) in a fixed order, a batch at a time.
+    findings (`pipeline.checks.findings.FINDINGS`) in a fixed order, a batch at a time.
     """
     parts = list(_parts(store, only))
     gather = _Gather(store, on_findings, on_progress)

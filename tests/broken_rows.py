@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 
 from pipeline import depth, masks
-from pipeline.fragment import write_fragment
 from pipeline.label_space import label_space
 from pipeline.record import ClassPixels, Depth, File, Instance, Provenance, Record, to_table
 from pipeline.store import Store
 from pipeline.streetscenes import scene
+from pipeline.tables.fragment import write_fragment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

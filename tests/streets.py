@@ -8,11 +8,11 @@ import cv2
 import torch
 
 from pipeline import masks
-from pipeline.fragment import write_fragment
 from pipeline.label_space import label_space
 from pipeline.record import File, Record, to_table
 from pipeline.store import Store
 from pipeline.streetscenes import scene
+from pipeline.tables.fragment import write_fragment
 from pipeline.training.place import Place
 from pipeline.training.recipe import Recipe
 from pipeline.training.supervised import Listener, Plan, Result, read_result, train

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("pipeline", "connectors", "jobs")
 """From the innermost: a file may import from its own folder and those before it."""
 TORCH = ("pipeline/models/", "pipeline/training/", "pipeline/segmenter.py")
-RAY = ("pipeline/runner.py", "pipeline/training/")
+RAY = ("pipeline/ray_runner.py", "pipeline/training/")
 FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 MOST_LINES = 500
 

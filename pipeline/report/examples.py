@@ -12,7 +12,7 @@ from pipeline.errors import InputError
 from pipeline.label_space import find_remap
 from pipeline.masks import decode
 from pipeline.report import pictures
-from pipeline.rows import rows_of
+from pipeline.tables.rows import rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.label_space import LabelMap, LabelSpace
-    from pipeline.pair_scores import ImageScore
-    from pipeline.rows import RowKey
+    from pipeline.metrics.pair_scores import ImageScore
     from pipeline.store import Store
+    from pipeline.tables.rows import RowKey
 
 SIDE: Final = 320
 """The longer side of an embedded picture, in pixels."""

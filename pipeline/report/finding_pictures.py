@@ -12,14 +12,14 @@ import numpy as np
 from pipeline import masks
 from pipeline.errors import InputError
 from pipeline.report import pictures
-from pipeline.rows import RowKey, place_of, rows_of
+from pipeline.tables.rows import RowKey, place_of, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from numpy.typing import NDArray
 
-    from pipeline.findings import Finding, RowName
+    from pipeline.checks.findings import Finding, RowName
     from pipeline.label_space import LabelMap, LabelSpace
     from pipeline.store import Store
 

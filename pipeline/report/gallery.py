@@ -17,7 +17,7 @@ from pipeline.errors import InputError
 from pipeline.masks import decode, paint
 from pipeline.record import Instance
 from pipeline.report import pictures, render
-from pipeline.rows import list_rows, rows_of
+from pipeline.tables.rows import list_rows, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     import pyarrow.compute as pc
 
     from pipeline.label_space import LabelMap, LabelSpace
-    from pipeline.rows import Listing, RowKey
     from pipeline.runner import Outcome, Runner
-    from pipeline.sinks import Sink
     from pipeline.store import Store
+    from pipeline.tables.rows import Listing, RowKey
+    from pipeline.trees.sinks import Sink
 
 _CHUNK: Final = 32
 _COLUMNS: Final = (

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Final
 
-from pipeline.findings import KINDS, SEVERITIES
+from pipeline.checks.findings import KINDS, SEVERITIES
 from pipeline.report import count, percent, render
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from pipeline.class_counts import GroupCounts
-    from pipeline.findings import Finding
+    from pipeline.checks.findings import Finding
     from pipeline.label_space import LabelSpace
+    from pipeline.labels.class_counts import GroupCounts
     from pipeline.report.finding_pictures import Pictures
     from pipeline.validation import Validation
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from pipeline.errors import ModelError, SegmillError, UsageError
-from pipeline.location import locate
-from pipeline.runner import start_ray
+from pipeline.ray_runner import start_ray
+from pipeline.tables.location import locate
 from pipeline.training import checkpoint
 from pipeline.training.place import Place, this_machine
 from pipeline.training.supervised import Listener, Plan, Result, preflight, read_result, train

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from connectors.ade20k import ADE20K
-from pipeline.derive import with_instances
 from pipeline.errors import CorruptMask, LayoutError
 from pipeline.files import open_sink, open_tree
 from pipeline.label_space import LabelClass, LabelSpace, label_space
+from pipeline.labels.derive import with_instances
 from tests.connectors.conformance import Conformance, Made
 from tests.connectors.trees import (
     grey,

@@ -21,8 +21,8 @@ from pipeline.errors import (
 )
 from pipeline.files import open_tree
 from pipeline.label_space import LabelClass, LabelSpace, find_remap, label_space
+from pipeline.labels.relabel import Relabeller
 from pipeline.record import File, Instance
-from pipeline.relabel import Relabeller
 from tests.connectors.ade20k_tree import (
     BASE,
     SHAPE,

@@ -25,8 +25,8 @@ from pipeline.errors import (
 )
 from pipeline.files import open_tree
 from pipeline.label_space import LabelClass, LabelSpace, label_space
+from pipeline.labels.relabel import Relabeller
 from pipeline.record import Instance
-from pipeline.relabel import Relabeller
 from tests.connectors import cityscapes_tree
 from tests.connectors.cityscapes_tree import (
     AACHEN,

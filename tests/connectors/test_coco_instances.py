@@ -370,7 +370,7 @@ def test_convert_both_ways(shared_data: Path, tmp_path: Path) -> None:
     from connectors.reading import ReaderFactory
     from connectors.voc import VOC
     from connectors.writing import Chunk, WriterFactory
-    from pipeline.relabel import Relabeller
+    from pipeline.labels.relabel import Relabeller
 
     source = str(shared_data / "voc2012" / "VOCdevkit")
     voc, space = label_space("voc-21"), label_space("coco-80")

@@ -17,8 +17,8 @@ from connectors.coco_panoptic import COCO_PANOPTIC
 from pipeline import masks
 from pipeline.files import open_tree
 from pipeline.label_space import LabelClass, LabelSpace
+from pipeline.labels.relabel import Relabeller
 from pipeline.record import Instance, Record
-from pipeline.relabel import Relabeller
 from tests.connectors.panoptic_tree import (
     SHAPE,
     SPACE,

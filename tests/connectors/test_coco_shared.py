@@ -19,7 +19,7 @@ from connectors.coco_categories import key_of, space_by
 from connectors.coco_images import ImageIds
 from pipeline.files import open_tree
 from pipeline.label_space import label_space
-from pipeline.relabel import Relabeller
+from pipeline.labels.relabel import Relabeller
 from tests.connectors.coco_tree import SHAPE, image
 from tests.connectors.trees import make_record, photo, put, rewrite
 

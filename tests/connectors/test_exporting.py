@@ -9,10 +9,10 @@ import pytest
 
 from connectors import exporting
 from connectors.exporting import RowRange, RowReader, matching, ranges
-from pipeline.fragment import write_fragment
 from pipeline.label_space import label_space
 from pipeline.record import File, Provenance, Record, to_table
 from pipeline.store import Store
+from pipeline.tables.fragment import write_fragment
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +23,7 @@ ROWS = 1100
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """One fragment of several row groups, whose borders are not those of ranges."""
-    monkeypatch.setattr("pipeline.fragment.ROW_GROUP_BYTES", 60_000)
+    monkeypatch.setattr("pipeline.tables.fragment.ROW_GROUP_BYTES", 60_000)
     monkeypatch.setattr(exporting, "_GROUPS", exporting._Groups())
     made = Store.create(str(tmp_path / "store"), [label_space("voc-21")])
     rows = [

@@ -13,8 +13,8 @@ from connectors.layout import MISSING, Fingerprints, digest, find_root, lines_of
 from connectors.list_files import ListFiles, OnePlaceEach, one_line
 from pipeline.errors import LayoutError, UnsafePath, UsageError
 from pipeline.files import open_sink, open_tree
-from pipeline.fingerprint_table import FingerprintTable
-from pipeline.union import open_source
+from pipeline.tables.fingerprints import FingerprintTable
+from pipeline.trees.union import open_source
 from tests.connectors.trees import put
 
 if TYPE_CHECKING:

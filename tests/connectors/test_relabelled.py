@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from connectors import connector
 from pipeline.files import open_tree
 from pipeline.label_space import LabelMap, LabelSpace, Remap
+from pipeline.labels.relabel import Relabeller
 from pipeline.record import File, Record
-from pipeline.relabel import Relabeller
 from tests.connectors import test_coco_stuff
 from tests.connectors.makers import makers
 from tests.connectors.test_any_to_any import ids_of

@@ -328,7 +328,7 @@ def test_objects_of_other_datasets(tmp_path: Path) -> None:
 
 
 def test_another_space_drops_raw_labels_and_says_so(frame: Path, tmp_path: Path) -> None:
-    from pipeline.relabel import Relabeller
+    from pipeline.labels.relabel import Relabeller
 
     nyu = label_space("nyu-40")
     moved, _ = Relabeller.to(nyu, [SPACE])(read(frame))

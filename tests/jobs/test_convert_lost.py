@@ -18,10 +18,11 @@ from connectors.reading import LaterFactory
 from connectors.writing import WriterFactory
 from pipeline.errors import PoisonInput
 from pipeline.files import open_tree
-from pipeline.relabel import Relabeller
-from pipeline.runner import LocalRunner, Outcome, RayRunner, Resources
-from pipeline.sinks import LocalSink
+from pipeline.labels.relabel import Relabeller
+from pipeline.ray_runner import RayRunner
+from pipeline.runner import LocalRunner, Outcome, Resources
 from pipeline.streetscenes import write_dataset as write_scenes
+from pipeline.trees.sinks import LocalSink
 from tests.jobs.calls import call
 
 if TYPE_CHECKING:

@@ -77,7 +77,7 @@ def test_after_kill_9_the_finished_chunks_are_left_alone(
     assert undisturbed["resumed"] == 0
     # In the middle of a chunk, in the middle of a file; the first is the mark of what is not whole.
     count = 1 + (len(files(whole)) * 2) // 3
-    kill(words(data, out, to), "pipeline.sinks", "os", "replace", count)
+    kill(words(data, out, to), "pipeline.trees.sinks", "os", "replace", count)
     assert (out / "segmill-incomplete.txt").exists()
     left = [p for p in out.rglob(".segmill-*.tmp") if ".segmill/" not in str(p)]
     assert len(left) == 1
@@ -121,7 +121,7 @@ def test_after_kill_9_when_hidden_parts_are_gone_already(
     whole, out = tmp_path / "whole", tmp_path / "out"
     call(capsys, *words(data, whole, "nyuv2-mat"))
     kill(
-        words(data, out, "nyuv2-mat"), "pipeline.sinks", "os", "unlink", 7
+        words(data, out, "nyuv2-mat"), "pipeline.trees.sinks", "os", "unlink", 7
     )  # one for the errors of an earlier run
     assert len(list(out.glob(".segmill-*.part"))) == IMAGES - 1 - 6
     summary, _ = call(capsys, *words(data, out, "nyuv2-mat"))

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.__main__ import main
-from pipeline.findings import FINDINGS
+from pipeline.checks.findings import FINDINGS
 from pipeline.label_space import LabelClass, LabelSpace
 from pipeline.streetscenes import write_dataset
 from tests import broken_rows as broken

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pipeline.drive import execute
 from pipeline.run import Run
 from pipeline.runner import LocalRunner
+from pipeline.runs.drive import execute
 from tests.samples import Labelling
 
 NAMES = [f"i{n:02d}" for n in range(10)]

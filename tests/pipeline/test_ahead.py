@@ -5,8 +5,17 @@ import time
 
 import pytest
 
-from pipeline.ahead import IN_FLIGHT, Ahead, _pool, actor_env, fetched_once, is_far, share, waiting
 from pipeline.files import open_tree, read_url
+from pipeline.trees.ahead import (
+    IN_FLIGHT,
+    Ahead,
+    _pool,
+    actor_env,
+    fetched_once,
+    is_far,
+    share,
+    waiting,
+)
 from tests.pipeline.sources import zip_bytes
 
 
@@ -105,7 +114,7 @@ def test_the_actors_of_a_machine_share_it(environment, cores, permits, in_flight
 
 
 def test_the_samples_in_flight_are_those_of_the_process_s_share(monkeypatch):
-    monkeypatch.setattr("pipeline.ahead._pool", _pool.__wrapped__)
+    monkeypatch.setattr("pipeline.trees.ahead._pool", _pool.__wrapped__)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(32))
     for name, value in actor_env(1, None).items():
         monkeypatch.setenv(name, value)

@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 import fsspec
 import pytest
 
-from pipeline.archive_index import zip_members
 from pipeline.errors import InputError, LayoutError, MissingFile, UnsafePath
 from pipeline.files import open_tree, read_url
+from pipeline.trees.archive_index import zip_members
 from tests.pipeline.sources import tar_bytes, zip_bytes
 
 
@@ -175,9 +175,9 @@ class TestBigMembers:
 
     @pytest.fixture(autouse=True)
     def low(self, monkeypatch):
-        monkeypatch.setattr("pipeline.archives.WHOLE", 1000)
-        monkeypatch.setattr("pipeline.ranges._PART", 333)
-        monkeypatch.setattr("pipeline.archives._AT_ONCE", 1000)
+        monkeypatch.setattr("pipeline.trees.archives.WHOLE", 1000)
+        monkeypatch.setattr("pipeline.trees.ranges._PART", 333)
+        monkeypatch.setattr("pipeline.trees.archives._AT_ONCE", 1000)
 
     @pytest.fixture(params=["tar", "stored", "deflated", "bzip2", "far stored", "far deflated"])
     def tree(self, request, tmp_path, memory):

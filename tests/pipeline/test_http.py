@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.errors import LayoutError, MissingFile
 from pipeline.files import open_tree, read_url
-from pipeline.union import open_source
+from pipeline.trees.union import open_source
 from tests.connectors.trees import contents
 from tests.jobs.calls import call
 from tests.pipeline.sources import zip_bytes

@@ -13,8 +13,8 @@ from pycocotools import mask as coco
 from pipeline import masks
 from pipeline.errors import BadAnnotation
 from pipeline.label_space import label_space
+from pipeline.labels.regions import Regions
 from pipeline.record import Instance
-from pipeline.regions import Regions
 from tests.pipeline.label_files import SHAPES, blobs
 
 VOC = label_space("voc-21")

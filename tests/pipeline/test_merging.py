@@ -13,12 +13,12 @@ import pytest
 import connectors
 from pipeline import masks
 from pipeline.errors import UsageError
-from pipeline.fragment import write_fragment
 from pipeline.label_space import label_space
 from pipeline.merging import PAINTED, UNPAINTED, merge
 from pipeline.record import ClassPixels, File, Instance, Provenance, Record, to_table
 from pipeline.runner import LocalRunner
 from pipeline.store import Store
+from pipeline.tables.fragment import write_fragment
 from pipeline.validation import validate
 
 UNIFIED = label_space("unified")
@@ -260,7 +260,7 @@ def test_a_repeated_merge_reads_no_row_that_the_target_holds(sources, tmp_path, 
 
 
 def test_a_merge_by_another_remap_is_made_anew(sources, tmp_path, monkeypatch):
-    from pipeline import relabel
+    from pipeline.labels import relabel
 
     make, find = into(tmp_path / "all"), relabel.find_remap
     merge(sources[:2], make, UNIFIED)
@@ -278,8 +278,8 @@ def test_a_merge_by_another_remap_is_made_anew(sources, tmp_path, monkeypatch):
 
 def test_a_task_names_the_superseded_rows_of_its_own_fragment(tmp_path):
     """Of 600 rows in six fragments, among them keys that end in a zero byte."""
-    from pipeline.ledger import row_key
     from pipeline.merging import MergeReport, _survey, _tasks
+    from pipeline.runs.ledger import row_key
     from tests.samples import record_of, sample
 
     rows = [record_of(sample(f"i{n:03d}")) for n in range(600)]
@@ -307,7 +307,7 @@ def test_the_result_does_not_depend_on_the_workers(sources, tmp_path):
 
 def test_the_work_grows_with_the_rows_and_not_with_their_square(tmp_path, monkeypatch):
     """The target's ledger is read once, and there are few commits, however many fragments come."""
-    from pipeline.ledger import Ledger
+    from pipeline.runs.ledger import Ledger
 
     rows = [dense_row(tmp_path, "camvid-11", n) for n in range(40)]
     source = put(tmp_path / "many", rows, pieces=40)

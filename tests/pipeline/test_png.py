@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline import masks, png
+from pipeline import masks
 from pipeline.errors import CorruptMask, ImageTooLarge, InputError
 from pipeline.label_space import label_space
+from pipeline.labels import png
 from tests.pipeline.label_files import (
     MASKS,
     SIGNATURE,

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pipeline import masks
-from pipeline.derive import with_instances
 from pipeline.label_space import label_space
-from pipeline.regions import Regions
+from pipeline.labels.derive import with_instances
+from pipeline.labels.regions import Regions
 from tests.connectors.trees import make_record
 
 VOC = label_space("voc-21")

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.errors import RemapError
 from pipeline.label_space import label_space
-from pipeline.relabel import Relabeller, target_space
+from pipeline.labels.relabel import Relabeller, target_space
 
 VOC = label_space("voc-21")
 SWAPPED = replace(VOC, classes=VOC.classes[::-1])

@@ -19,7 +19,6 @@ from PIL import Image
 
 from jobs.__main__ import main
 from pipeline.files import open_sink
-from pipeline.fragment import write_fragment
 from pipeline.label_space import LabelClass, LabelSpace, label_space
 from pipeline.masks import encode, rle_encode
 from pipeline.record import ClassPixels, File, Instance, Provenance, Record, to_table
@@ -30,6 +29,7 @@ from pipeline.report.score_page import score_page
 from pipeline.runner import LocalRunner
 from pipeline.scoring import score
 from pipeline.store import Store
+from pipeline.tables.fragment import write_fragment
 
 CAMVID = label_space("camvid-11")
 EVIL = '<img src=x onerror="document.documentElement.dataset.evil=1">'

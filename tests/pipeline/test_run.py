@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.drive import execute
 from pipeline.errors import SumMismatch
-from pipeline.ledger import Ledger
+from pipeline.ray_runner import RayRunner
 from pipeline.run import Run, Shard, fragment_path
-from pipeline.runner import LocalRunner, RayRunner, Resources
+from pipeline.runner import LocalRunner, Resources
+from pipeline.runs.drive import execute
+from pipeline.runs.ledger import Ledger
 from pipeline.store import Store
 from tests.pipeline.run_jobs import NAMES, run_job
 from tests.samples import SPACE, Labelling, record_of, sample
@@ -306,7 +307,7 @@ def test_record_of_is_what_the_samples_say():
 
 def test_a_ledger_that_follows_knows_what_one_read_anew_knows(store, monkeypatch):
     """Rows come, are replaced and are joined; of each snapshot only the new fragments are read."""
-    from pipeline.upkeep import compact
+    from pipeline.tables.upkeep import compact
 
     _, at = run_job(store, map(sample, NAMES[:4]))
     ledger = Ledger.of(at)
@@ -351,7 +352,7 @@ def test_another_writers_commits_do_not_have_the_whole_ledger_read_again(store, 
         )  # fmt: skip
 
     _, first = run_job(store, map(sample, NAMES[:4]))
-    monkeypatch.setattr("pipeline.drive._COMMIT_FRAGMENTS", 1)
+    monkeypatch.setattr("pipeline.runs.drive._COMMIT_FRAGMENTS", 1)
     monkeypatch.setattr(Ledger, "of", lambda store: reads.append(store) or whole(store))
     run_job(first, [sample(n, "f2") for n in NAMES], runner=LocalRunner(1), on_progress=other)
     assert len(reads) == 1 + len(others) > 3

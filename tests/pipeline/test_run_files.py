@@ -23,9 +23,9 @@ def plans_of(store):
 
 
 def test_a_plan_of_many_parts_comes_back_and_is_compressed(store, monkeypatch):
-    from pipeline.plan import Plan
+    from pipeline.runs.plan import Plan
 
-    monkeypatch.setattr("pipeline.plan.PART_BYTES", 3000)
+    monkeypatch.setattr("pipeline.runs.plan.PART_BYTES", 3000)
     run = Run.begin(store, "toy", kind="truth", identity=["x"])
     plan, shards = Plan(store, run), []
     for n in range(20):
@@ -56,7 +56,7 @@ def test_a_finished_run_leaves_no_plan_of_its_attempts(store):
 
 
 def test_vacuum_takes_plans_of_finished_runs_and_of_old_attempts(store):
-    from pipeline.plan import Plan
+    from pipeline.runs.plan import Plan
 
     runs = [Run.begin(store, "toy", kind="truth", identity=[x]) for x in "abc"]
     runs[1] = replace(runs[1], attempt=f"{1:x}-77")
@@ -83,7 +83,7 @@ def test_a_driver_whose_plan_another_took_away_says_so(store):
             return super().label(samples)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.plan.PART_BYTES", 1)
+        patch.setattr("pipeline.runs.plan.PART_BYTES", 1)
         with pytest.raises(StoreError, match="another process finished run"):
             run_job(store, map(sample, NAMES), Late(), LocalRunner(1))
     report, after = run_job(store.latest(), map(sample, NAMES))

@@ -7,7 +7,8 @@ import time
 import pytest
 
 from pipeline.errors import CorruptImage, UsageError
-from pipeline.runner import LocalRunner, RayRunner, Resources, choose
+from pipeline.ray_runner import RayRunner
+from pipeline.runner import LocalRunner, Resources, choose
 
 
 class Square:

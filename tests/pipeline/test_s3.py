@@ -13,8 +13,8 @@ import pytest
 
 from pipeline.errors import LayoutError, MissingFile
 from pipeline.files import open_sink, open_tree, read_url
-from pipeline.objects import RETRIES, Objects
 from pipeline.store import Store
+from pipeline.trees.s3 import RETRIES, Objects
 from tests.connectors.trees import bare, contents
 from tests.jobs.calls import call
 from tests.pipeline.s3_server import Fault, Proxy, s3_server
@@ -49,7 +49,7 @@ def client(request, monkeypatch):
     quick = {"init_backoff": timedelta(milliseconds=20), "max_backoff": timedelta(seconds=1)}
     monkeypatch.setitem(RETRIES, "backoff", quick | {"base": 2})
     if request.param == "s3fs":
-        monkeypatch.setattr("pipeline.remote.Objects.of", lambda *_: None)
+        monkeypatch.setattr("pipeline.trees.remote.Objects.of", lambda *_: None)
     return request.param
 
 
@@ -118,7 +118,7 @@ class TestObjects:
         by_keys = list(open_tree(bucket).walk())
         assert {"a", "a/b", "empty", "m/zero.txt"} < {e.name for e in by_keys}
         below = {under: list(open_tree(bucket).walk(under)) for under in ("a", "e", "m")}
-        monkeypatch.setattr("pipeline.remote.Objects.of", lambda *_: None)
+        monkeypatch.setattr("pipeline.trees.remote.Objects.of", lambda *_: None)
         assert by_keys == list(open_tree(bucket).walk())
         assert below == {under: list(open_tree(bucket).walk(under)) for under in below}
         assert [open_tree(bucket).entry(e.name) for e in by_keys] == by_keys
@@ -133,7 +133,7 @@ class TestObjects:
             yield from islice(pages(self, path, after), 1)
             raise type("InvalidPathError", (Exception,), {})("empty segment")
 
-        monkeypatch.setattr("pipeline.objects._PAGE", 10)
+        monkeypatch.setattr("pipeline.trees.s3._PAGE", 10)
         monkeypatch.setattr(Objects, "pages", breaks_off)
         assert [e.name for e in open_tree(bucket).walk()] == names
         assert "directory by directory" in caplog.text

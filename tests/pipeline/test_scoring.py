@@ -12,16 +12,17 @@ import pytest
 
 import pipeline.scoring as module
 from pipeline.errors import RemapError, SegmillError, UsageError
-from pipeline.fragment import write_fragment
 from pipeline.label_space import LabelClass, LabelSpace, find_remap, label_space
 from pipeline.masks import encode
-from pipeline.pair_scores import IMAGE_SCHEMA
-from pipeline.pairing import pair_rows
+from pipeline.metrics.pair_scores import IMAGE_SCHEMA
+from pipeline.metrics.pairing import pair_rows
+from pipeline.ray_runner import RayRunner
 from pipeline.record import File, Provenance, Record, to_table
-from pipeline.rows import list_rows
-from pipeline.runner import LocalRunner, RayRunner, Resources
+from pipeline.runner import LocalRunner, Resources
 from pipeline.scoring import score
 from pipeline.store import Store
+from pipeline.tables.fragment import write_fragment
+from pipeline.tables.rows import list_rows
 
 CAMVID = label_space("camvid-11")
 ONE = LocalRunner(1)

@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import CommitConflict, NotAStore, StoreError, StoreTooNew, UsageError
-from pipeline.failures import Failure
-from pipeline.fragment import write_fragment
 from pipeline.label_space import LabelSpace, label_space
 from pipeline.merging import merge
 from pipeline.record import SCHEMA, Depth, File, Instance, from_batch, to_table
+from pipeline.runs.failures import Failure
 from pipeline.store import Store
-from pipeline.upkeep import compact, difference
+from pipeline.tables.fragment import write_fragment
+from pipeline.tables.upkeep import compact, difference
 from tests.samples import SPACE, record_of, sample
 
 
@@ -282,7 +282,7 @@ class Counted:
 
 
 def test_far_fragments_are_opened_many_at_once_and_come_in_order(tmp_path, monkeypatch):
-    from pipeline import scan
+    from pipeline.tables import scan
 
     empty = Store.create(tmp_path / "s", [SPACE])
     store = empty.commit([put(empty, f"f{n}", [f"{n}a", f"{n}b"]) for n in range(7)])

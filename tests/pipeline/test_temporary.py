@@ -7,7 +7,7 @@ import tempfile
 import pytest
 
 from pipeline.errors import SegmillError
-from pipeline.temporary import temporary_file
+from pipeline.trees.temporary import temporary_file
 
 
 def test_a_temporary_file_is_nameless_and_keeps_what_it_gets(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.label_space import LABEL_SPACES, find_remap, label_space
-from pipeline.label_tables import rows, table
+from pipeline.labels.label_tables import rows, table
 
 UNIFIED = label_space("unified")
 SPACES = [name for name in LABEL_SPACES if name != "unified"]

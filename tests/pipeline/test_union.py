@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.errors import LayoutError, MissingFile, UnsafePath, UsageError
 from pipeline.files import read_url
-from pipeline.union import open_source
+from pipeline.trees.union import open_source
 from tests.connectors.trees import contents
 from tests.jobs.calls import call
 from tests.pipeline.sources import tar_bytes, write_directory, zip_bytes

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import masks
-from pipeline.findings import FINDINGS, KINDS
-from pipeline.fragment import write_fragment
-from pipeline.identities import Identities, equal_runs
+from pipeline.checks.findings import FINDINGS, KINDS
+from pipeline.checks.identities import Identities, equal_runs
 from pipeline.record import EMBEDDED, File, Provenance, from_batch, to_table
 from pipeline.runner import LocalRunner
+from pipeline.tables.fragment import write_fragment
 from pipeline.validation import validate
 from tests import broken_rows as broken
 
@@ -49,9 +49,9 @@ def test_each_break_is_found_and_nothing_else(tmp_path, kind):
 
 
 def test_a_background_mask_is_told(tmp_path):
+    from pipeline.checks.rows import row_problems
     from pipeline.label_space import label_space
     from pipeline.record import ClassPixels
-    from pipeline.row_checks import row_problems
 
     voc = label_space("voc-21")
     row = broken.good_row(tmp_path, "a", 1)
@@ -344,7 +344,7 @@ def test_an_empty_store_is_clean(tmp_path):
 
 
 def test_statistics_count_by_hand(tmp_path):
-    from pipeline.store_statistics import statistics
+    from pipeline.tables.statistics import statistics
 
     rows = broken.good_rows(tmp_path)
     rows[1] = replace(rows[1], depth=None, provenance=Provenance("truth", "t", f"d{EMBEDDED}"))
@@ -372,7 +372,7 @@ def test_statistics_count_by_hand(tmp_path):
 
 
 def test_records_read_without_image_bytes_are_records(tmp_path):
-    from pipeline.part_checks import Part, batches
+    from pipeline.checks.parts import Part, batches
 
     row = replace(broken.good_row(tmp_path, "a", 1), image=File("/a.png", b"\xff\xd8"))
     store = broken.store_of(tmp_path, [row])
@@ -385,7 +385,7 @@ def test_records_read_without_image_bytes_are_records(tmp_path):
 def test_the_work_travels_to_other_processes(tmp_path):
     import pickle
 
-    from pipeline.part_checks import Part, PartCheck
+    from pipeline.checks.parts import Part, PartCheck
 
     rows = broken.good_rows(tmp_path)
     rows[1] = broken.BREAKS["classes"](rows[1])

@@ -9,7 +9,7 @@ from pipeline.errors import LayoutError, UsageError
 
 if TYPE_CHECKING:
     from pipeline.files import Tree
-    from pipeline.sinks import Sink
+    from pipeline.trees.sinks import Sink
 
 _FOLDER: Final = "_segmill/tags"
 

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from pipeline.identities import equal_runs
+from pipeline.checks.identities import equal_runs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
-    from pipeline.identities import Identities
+    from pipeline.checks.identities import Identities
 
 _LEARNT: Final = frozenset({"train", "val", "test"})
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from pipeline.rows import place_of
+from pipeline.tables.rows import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar
 
-from pipeline.ahead import IN_FLIGHT, held_files, waiting
 from pipeline.errors import LayoutError, MissingExtra, MissingFile, UsageError
 from pipeline.files import HEAD, LOG, TAIL, Entry, Tree, is_junk, safe_name
-from pipeline.objects import Objects, is_s3
+from pipeline.trees.ahead import IN_FLIGHT, held_files, waiting
+from pipeline.trees.s3 import Objects, is_s3
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pipeline.objects import Listed
+    from pipeline.trees.s3 import Listed
 
 _EXTRAS: Final = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure",
                   "abfss": "azure", "az": "azure"}  # fmt: skip

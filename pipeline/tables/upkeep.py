@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
-from pipeline.fragment import Fragment, write_fragment
-from pipeline.ledger import row_key
 from pipeline.record import SCHEMA
+from pipeline.runs.ledger import row_key
+from pipeline.tables.fragment import Fragment, write_fragment
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

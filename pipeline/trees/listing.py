@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pipeline.errors import InputError, LayoutError
 from pipeline.files import ARCHIVE_URL, local_path, locate, open_tree, without_secrets
-from pipeline.local import walked_entry
 from pipeline.record import Sample
+from pipeline.trees.local import walked_entry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Final
 
 from pipeline.errors import UnsafePath
 from pipeline.files import safe_name
-from pipeline.remote import Remote, patiently, say
+from pipeline.trees.remote import Remote, patiently, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pyarrow.dataset import Dataset
     from pyarrow.fs import FileSystem
 
-    from pipeline.fragment import Fragment
+    from pipeline.tables.fragment import Fragment
 
 _WIDE: Final = frozenset(
     {"image", "mask", "confidence", "depth", "instances", "extra"}
@@ -105,7 +105,7 @@ def scan_by_fragment(
     A field of a list's items (`instances.category`) comes as the list, of items with that field.
     Where each request takes its time, and the columns are narrow, many fragments are read at once.
     """
-    from pipeline.ahead import Ahead
+    from pipeline.trees.ahead import Ahead
 
     files = _file_system(url, options, fragments)
     if "://" not in url or _WIDE & set(names):

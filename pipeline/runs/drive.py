@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from pipeline.errors import InputError, StoreError
-from pipeline.failures import Failure
-from pipeline.fragment import Fragment, open_fragment
-from pipeline.ledger import Ledger, done_key, row_key
-from pipeline.plan import Plan
+from pipeline.runs.failures import Failure
+from pipeline.tables.fragment import Fragment, open_fragment
+from pipeline.runs.ledger import Ledger, done_key, row_key
+from pipeline.runs.plan import Plan
 from pipeline.run import RUNS, Run, RunReport, Shard, ShardWriter, Shelved
 
 if TYPE_CHECKING:

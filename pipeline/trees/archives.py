@@ -18,9 +18,6 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 
-from pipeline import ranges
-from pipeline.ahead import held_files
-from pipeline.archive_index import ENCRYPTED, tar_members, zip_members
 from pipeline.errors import InputError, LayoutError, MissingFile, UnsafePath
 from pipeline.files import (
     HEAD,
@@ -33,11 +30,14 @@ from pipeline.files import (
     safe_name,
     unreadable,
 )
+from pipeline.trees import ranges
+from pipeline.trees.ahead import held_files
+from pipeline.trees.archive_index import ENCRYPTED, tar_members, zip_members
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from pipeline.archive_index import Index
+    from pipeline.trees.archive_index import Index
 
 _STORED, _DEFLATED, _BZIP2 = 0, 8, 12
 _LOCAL_HEADER: Final = 30
@@ -192,7 +192,7 @@ class _Blob:
                 raise LayoutError(f"{path}: {error.strerror or error}") from None
             self._local = ranges.of_file(self.file)
             return
-        from pipeline.remote import RemoteTree
+        from pipeline.trees.remote import RemoteTree
 
         self._tree = RemoteTree(path, options)
         try:
@@ -211,7 +211,7 @@ class _Blob:
         """Return a member's bytes, those that are held already if it lies far away."""
         if not self.far:
             return fetch()
-        from pipeline.remote import once
+        from pipeline.trees.remote import once
 
         return once(url, fetch)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pipeline.rows import Listing, RowKey
+    from pipeline.tables.rows import Listing, RowKey
 
 _NONE: Final = -1
 _BLOCK: Final = 4096

@@ -33,7 +33,7 @@ _MOST_NAMED: Final = 5
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong: its kind (`pipeline.findings`), what, and which object's."""
+    """One thing that is wrong: its kind (`pipeline.checks.findings`), what, and which object's."""
 
     kind: str
     what: str

@@ -21,11 +21,11 @@ from heapq import merge
 from operator import itemgetter
 from typing import TYPE_CHECKING, BinaryIO, Final, TypeVar
 
-from pipeline.archives import ArchiveTree
 from pipeline.errors import LayoutError, MissingFile
 from pipeline.files import ARCHIVE_URL, HEAD, LOG, TAIL, Entry, Tree, is_junk, open_tree, safe_name
-from pipeline.local import LocalTree
-from pipeline.remote import RemoteTree
+from pipeline.trees.archives import ArchiveTree
+from pipeline.trees.local import LocalTree
+from pipeline.trees.remote import RemoteTree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -14,7 +14,7 @@ from pipeline.record import SCHEMA
 
 if TYPE_CHECKING:
     from pipeline.files import Tree
-    from pipeline.sinks import Sink
+    from pipeline.trees.sinks import Sink
 
 ROW_GROUP_BYTES: Final = 64 << 20
 _BLOBS: Final = ("image.bytes", "mask.bytes", "confidence.bytes", "depth.bytes")

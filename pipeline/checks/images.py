@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from pipeline import images
+from pipeline.checks.rows import Problem
 from pipeline.errors import InputError, MissingFile
 from pipeline.files import read_url
-from pipeline.row_checks import Problem
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

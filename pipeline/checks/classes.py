@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from pipeline.findings import Finding
+from pipeline.checks.findings import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from pipeline.class_counts import ClassCounts, GroupCounts
     from pipeline.label_space import LabelSpace
+    from pipeline.labels.class_counts import ClassCounts, GroupCounts
 
 _RARE: Final = 0.0005
 """The share of a split's labelled pixels below which a class counts as rare."""

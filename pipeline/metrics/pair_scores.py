@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import InputError, LabelOutOfRange, SizeMismatch
-from pipeline.failures import Failure
 from pipeline.masks import decode
 from pipeline.metrics.confusion import (
     UNDEFINED,
@@ -24,15 +23,16 @@ from pipeline.metrics.confusion import (
     Tally,
     count_pairs,
 )
-from pipeline.rows import rows_of
+from pipeline.runs.failures import Failure
+from pipeline.tables.rows import rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from pipeline.label_space import LabelSpace
-    from pipeline.pairing import Pair
-    from pipeline.rows import RowKey
+    from pipeline.metrics.pairing import Pair
     from pipeline.store import Store
+    from pipeline.tables.rows import RowKey
 
 IMAGE_SCHEMA: Final = pa.schema(
     [

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from pipeline.errors import StoreError
-from pipeline.fragment import Fragment, write_fragment
+from pipeline.tables.fragment import Fragment, write_fragment
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

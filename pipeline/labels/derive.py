@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipeline import masks
+from pipeline.labels.regions import Regions
 from pipeline.record import File
-from pipeline.regions import Regions
 
 if TYPE_CHECKING:
     from pipeline.label_space import LabelSpace

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from pipeline.class_counts import COLUMNS, ClassCounts, GroupCounts, count_batch
+from pipeline.labels.class_counts import COLUMNS, ClassCounts, GroupCounts, count_batch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

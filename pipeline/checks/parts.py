@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.class_counts import COLUMNS as COUNTED
-from pipeline.class_counts import ClassCounts, count_batch
-from pipeline.findings import KINDS, Finding, RowName
-from pipeline.identities import Identities
-from pipeline.image_checks import ImageFacts, check_image
+from pipeline.checks.findings import KINDS, Finding, RowName
+from pipeline.checks.identities import Identities
+from pipeline.checks.images import ImageFacts, check_image
+from pipeline.checks.rows import Problem, row_problems
+from pipeline.labels.class_counts import COLUMNS as COUNTED
+from pipeline.labels.class_counts import ClassCounts, count_batch
 from pipeline.record import COLUMNS, from_batch
-from pipeline.row_checks import Problem, row_problems
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -156,7 +156,7 @@ def batches(store: Store, part: Part, columns: Sequence[str]) -> Iterator[pa.Rec
     """Read columns of a part's rows, a few at a time; fields of columns come below their column."""
     import pyarrow.parquet as pq
 
-    from pipeline.scan import leaf
+    from pipeline.tables.scan import leaf
 
     rows = _ROWS if part.deep else _NARROW_ROWS
     with store.tree().open(part.path) as file:

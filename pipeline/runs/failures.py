@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from pipeline.record import Record
-    from pipeline.sinks import Sink
+    from pipeline.trees.sinks import Sink
 
 _FOLDER: Final = "_errors"
 _RETRIES: Final = 8

@@ -1,0 +1,1 @@
+"""What validation looks for; `pipeline/validation.py` puts it together."""

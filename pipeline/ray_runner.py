@@ -1,0 +1,273 @@
+"""The map over chunks on Ray: actors that keep their worker warm and die without harm.
+
+A chunk that kills its worker twice is halved until the one poisonous item stands alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from pipeline.errors import PoisonInput, UsageError
+from pipeline.runner import Outcome, Resources, cores, outcome_of
+from pipeline.trees.ahead import actor_env
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+
+LOG = logging.getLogger("segmill")
+C = TypeVar("C")
+R = TypeVar("R")
+
+_KILLS_TOLERATED: Final = 1
+_START_DEATHS_TOLERATED: Final = 3
+_IN_FLIGHT: Final = 2
+_SILENT_SECONDS: Final = 15.0
+
+_CPU_ONLY: Final = {
+    # Ray hides no GPU from an actor that asked for none: all of them would crowd onto the first.
+    "CUDA_VISIBLE_DEVICES": "",
+    # glibc gives freed pages back at once and faults them in again for the next batch: with these,
+    # 22.9 CPU-ms an image became 10.1 in a measured CPU-only labelling job.
+    "MALLOC_TRIM_THRESHOLD_": "4000000000",
+    "MALLOC_MMAP_THRESHOLD_": "4000000000",
+    "MALLOC_ARENA_MAX": "1",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RayRunner:
+    """Runs on Ray actors, on this machine's cores or on the cluster at `address`."""
+
+    resources: Resources = field(default_factory=Resources)
+    address: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Where the work runs."""
+        return "ray"
+
+    def map(
+        self,
+        make_worker: Callable[[], Callable[[C], R]],
+        chunks: Iterable[C],
+        split: Callable[[C], list[C]] | None = None,
+    ) -> Generator[Outcome[C, R]]:
+        """Yield the outcome of each chunk, in the order in which they end."""
+        started = start_ray(self.address)
+        pool: _Pool[C, R] = _Pool(self, make_worker, split, own_session=started)
+        try:
+            yield from pool.run(chunks)
+        finally:
+            pool.close()
+            if started:
+                import ray
+
+                ray.shutdown()
+
+
+def start_ray(address: str | None = None) -> bool:
+    """Connect to Ray, or start it on this machine; return whether this call began the session."""
+    import ray
+
+    if ray.is_initialized():
+        return False
+    target = address or os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if target:
+        try:
+            ray.init(address=target, **options)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            text = str(error).splitlines()[0]
+            raise UsageError(f"no Ray cluster answers at {target!r}: {text}") from None
+        return True
+    # A session of our own listens on the loopback only. Left alone, Ray 2.60 turns token
+    # authentication on and leaves a token file that later sessions then require.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    ray.init(num_cpus=cores(), include_dashboard=False, **options)
+    return True
+
+
+class _Actor:
+    """What runs inside a Ray actor: one worker, kept warm."""
+
+    def __init__(self, make_worker: Callable[[], Callable[[Any], Any]]) -> None:
+        self._make_worker = make_worker
+
+    def ready(self) -> None:
+        # Not in the constructor: what a method raises comes back as it was raised.
+        self._worker = self._make_worker()
+
+    def work(self, chunk: Any) -> Outcome[Any, Any]:
+        return outcome_of(self._worker, chunk)
+
+
+class _Pool(Generic[C, R]):
+    """Actors that are pulled by the driver: each holds at most `_IN_FLIGHT` chunks."""
+
+    def __init__(
+        self,
+        runner: RayRunner,
+        make_worker: Callable[[], Callable[[C], R]],
+        split: Callable[[C], list[C]] | None,
+        *,
+        own_session: bool,
+    ) -> None:
+        import ray
+
+        self._own_session = own_session and not (runner.address or os.environ.get("RAY_ADDRESS"))
+        self._ray, self._split = ray, split
+        self._resources = runner.resources
+        cpu_only = {} if runner.resources.gpus else _CPU_ONLY
+        place = actor_env(runner.resources.cpus, runner.resources.max_actors)
+        self._make: Callable[[], Any] = lambda: (
+            ray.remote(_Actor)
+            .options(
+                num_cpus=runner.resources.cpus,
+                num_gpus=runner.resources.gpus,
+                # Without a limit a chunk that kills its process would run for ever.
+                max_restarts=0,
+                max_task_retries=0,
+                runtime_env={"env_vars": {**cpu_only, **place, **runner.env}},
+            )
+            .remote(make_worker)
+        )
+        self._starting: dict[Any, Any] = {}  # ready-ref -> actor
+        self._queues: dict[Any, deque[Any]] = {}  # actor -> refs, oldest first
+        self._chunks: dict[Any, tuple[C, Any]] = {}  # ref -> (chunk, actor)
+        self._kills: dict[int, int] = {}  # id of a chunk -> workers it killed
+        self._again: deque[C] = deque()
+        self._start_deaths = 0
+
+    def run(self, chunks: Iterable[C]) -> Iterator[Outcome[C, R]]:
+        feed = iter(chunks)
+        for _ in range(self._resources.min_actors):
+            self._start_actor()
+        more = True
+        while True:
+            more = self._feed(feed) and more
+            if not more and not self._again and not self._chunks:
+                return
+            yield from self._collect()
+
+    def close(self) -> None:
+        if not self._ray.is_initialized():  # killing an actor would start a new session
+            return
+        for actor in [*self._queues, *self._starting.values()]:
+            self._ray.kill(actor)
+
+    def _start_actor(self) -> None:
+        actor = self._make()
+        self._starting[actor.ready.remote()] = actor
+
+    def _most(self) -> int:
+        """Return how many actors there may be: what was asked for, or what the cluster holds."""
+        wanted = self._resources
+        if wanted.max_actors is not None:
+            return wanted.max_actors
+        held = self._ray.cluster_resources()
+        kind, each = ("GPU", wanted.gpus) if wanted.gpus else ("CPU", max(wanted.cpus, 1e-9))
+        # One more than fits, on a cluster: what waits is what makes an autoscaler start a node.
+        spare = 0 if self._own_session else 1
+        return max(wanted.min_actors, int(held.get(kind, 0) // each) + spare)
+
+    def _feed(self, feed: Iterator[C]) -> bool:
+        """Hand chunks to actors with room; return False when the feed is at its end."""
+        for actor, refs in sorted(self._queues.items(), key=lambda item: len(item[1])):
+            while len(refs) < _IN_FLIGHT:
+                chunk = self._again.popleft() if self._again else next(feed, None)
+                if chunk is None:
+                    return False
+                ref = actor.work.remote(chunk)
+                refs.append(ref)
+                self._chunks[ref] = (chunk, actor)
+        if len(self._queues) + len(self._starting) < self._most():
+            self._start_actor()  # work is left and every actor is full
+        return True
+
+    def _collect(self) -> Iterator[Outcome[C, R]]:
+        """Wait for one event: an actor that is ready, or a chunk that ended."""
+        refs = [*self._chunks, *self._starting]
+        ready, _ = self._ray.wait(refs, num_returns=1, timeout=_SILENT_SECONDS)
+        if not ready and not self._queues:
+            self._explain_waiting()
+        for ref in ready:
+            if ref in self._starting:
+                self._begin(ref)
+            elif ref in self._chunks:
+                yield from self._end(ref)
+
+    def _explain_waiting(self) -> None:
+        """Say what keeps the first actor from starting.
+
+        Raises:
+            UsageError: this machine's own session can never hold one.
+        """
+        wanted, held = self._resources, self._ray.cluster_resources()
+        needs = f"{wanted.gpus:g} GPU and {wanted.cpus:g} CPU"
+        has = f"{held.get('GPU', 0):g} GPU and {held.get('CPU', 0):g} CPU"
+        fits = held.get("GPU", 0) >= wanted.gpus and held.get("CPU", 0) >= wanted.cpus
+        if self._own_session and not fits:
+            raise UsageError(f"an actor takes {needs}, this machine has {has}; ask for less")
+        LOG.warning("waiting for an actor to start: it takes %s, the cluster has %s", needs, has)
+
+    def _begin(self, ref: Any) -> None:
+        actor = self._starting.pop(ref)
+        try:
+            self._ray.get(ref)
+        except self._ray.exceptions.RayTaskError as error:
+            raise error.cause if isinstance(error.cause, Exception) else error from None
+        except self._ray.exceptions.RayError:
+            self._start_deaths += 1
+            if self._start_deaths > _START_DEATHS_TOLERATED:
+                raise
+            self._start_actor()
+        else:
+            self._queues[actor] = deque()
+            self._start_deaths = 0
+
+    def _end(self, ref: Any) -> Iterator[Outcome[C, R]]:
+        chunk, actor = self._chunks[ref]
+        try:
+            outcome = self._ray.get(ref)
+        except self._ray.exceptions.RayError as error:
+            yield from self._bury(actor, error)
+            return
+        del self._chunks[ref]
+        self._queues[actor].remove(ref)
+        self._kills.pop(id(chunk), None)
+        # The chunk came back as a copy; callers may compare it by identity.
+        yield Outcome(chunk, outcome.result, outcome.error)
+
+    def _bury(self, actor: Any, error: BaseException) -> Iterator[Outcome[C, R]]:
+        """Give a dead actor's chunks to others; the oldest one is the suspect."""
+        refs = list(self._queues.pop(actor, ()))
+        lost = [self._chunks.pop(ref)[0] for ref in refs if ref in self._chunks]
+        self._ray.kill(actor)
+        if lost:
+            suspect, innocent = lost[0], lost[1:]
+            self._again.extendleft(reversed(innocent))
+            yield from self._judge(suspect, error)
+        if len(self._queues) + len(self._starting) < self._resources.min_actors:
+            self._start_actor()
+
+    def _judge(self, suspect: C, error: BaseException) -> Iterator[Outcome[C, R]]:
+        kills = self._kills.pop(id(suspect), 0) + 1
+        if kills <= _KILLS_TOLERATED:
+            self._kills[id(suspect)] = kills
+            self._again.append(suspect)
+            return
+        parts = self._split(suspect) if self._split else [suspect]
+        if len(parts) > 1:
+            for part in parts:
+                self._kills[id(part)] = _KILLS_TOLERATED
+            self._again.extend(parts)
+            return
+        cause = "it killed the process that worked on it, twice"
+        poison = PoisonInput("the input", cause, "look at the file with another tool, or remove it")
+        poison.__cause__ = error
+        yield Outcome(suspect, error=poison)

@@ -1,0 +1,1 @@
+"""How a label store lies in its directory; `pipeline/store.py` is its face."""

@@ -1,0 +1,1 @@
+"""Where files lie: folders, archives, buckets and web servers; `pipeline/files.py` opens them."""
