@@ -75,7 +75,8 @@ def label(
         from pipeline.labelling import label as label_images
         from pipeline.labelling import label_digest
         from pipeline.models import load_model
-        from pipeline.segmenter import LabelOptions, SegmenterFactory
+        from pipeline.predict.options import LabelOptions
+        from pipeline.segmenter import SegmenterFactory
         from pipeline.store import Store
 
         options = LabelOptions(

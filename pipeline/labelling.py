@@ -19,8 +19,9 @@ from pipeline.tables.location import locate
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from pipeline.predict.options import LabelOptions
     from pipeline.runner import Runner
-    from pipeline.segmenter import LabelOptions, SegmenterFactory
+    from pipeline.segmenter import SegmenterFactory
     from pipeline.store import Store
 
 SHARD_IMAGES: Final = 128

@@ -12,7 +12,8 @@ from pipeline.errors import InputError, UsageError
 from pipeline.images import list_images
 from pipeline.labelling import label_digest
 from pipeline.models import load_model
-from pipeline.segmenter import LabelOptions, SegmenterFactory
+from pipeline.predict.options import LabelOptions
+from pipeline.segmenter import SegmenterFactory
 from tests.samples import write_scenes
 
 URI = "zoo:enet?label_space=camvid-11&seed=3"
