@@ -8,6 +8,17 @@ from pathlib import Path
 import pytest
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a file's tests in one of pytest-xdist's processes, and all that use Ray in one as well.
+
+    So what a module makes is made once, and the suite has one Ray session.
+    """
+    on_ray = {item.path for item in items if "ray_session" in getattr(item, "fixturenames", ())}
+    for item in items:
+        group = "ray" if item.path in on_ray else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Return the folder of real sample data; skip where it is absent."""
