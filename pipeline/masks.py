@@ -14,11 +14,13 @@ import numpy as np
 
 from pipeline.errors import CorruptMask, ImageTooLarge, LabelOutOfRange, UnknownColour
 from pipeline.instances import (
+    Drawing,
     object_map_from_instances,
     paint,
     polygons_to_rle,
     rle_area,
     rle_bbox,
+    rle_check,
     rle_crop,
     rle_decode,
     rle_encode,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from pipeline.label_space import LabelMap, LabelSpace
 
 __all__ = [
+    "Drawing",
     "check_ids",
     "class_pixels",
     "colours_to_ids",
@@ -51,6 +54,7 @@ __all__ = [
     "recode",
     "rle_area",
     "rle_bbox",
+    "rle_check",
     "rle_crop",
     "rle_decode",
     "rle_encode",
