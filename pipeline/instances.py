@@ -309,8 +309,11 @@ class Drawing:
         table = np.array([ground, *values], dtype=dtype)
         if self._places.dtype != np.uint8 or dtype is not np.uint8:
             return np.asarray(cv2.transpose(np.take(table, self._places)))
+        places = cv2.transpose(self._places)
+        if np.array_equal(table, np.arange(len(table))):
+            return np.asarray(places)
         table.resize(256, refcheck=False)
-        return np.asarray(cv2.LUT(cv2.transpose(self._places), table))
+        return np.asarray(cv2.LUT(places, table))
 
 
 def paint(
