@@ -202,7 +202,8 @@ def _renamed(extra: dict[str, Any], instance: Instance, space: LabelSpace) -> li
 def new_annotation(record: Record, space: LabelSpace, *, segmented: bool) -> bytes:
     """Write an annotation for a record of another format: a box and a class for each instance.
 
-    `segmented` says whether the image has a mask. A crowd is called difficult, the flag by which VOC leaves objects out of its score.
+    `segmented` says whether the image has a mask. A crowd is called difficult, the flag by which
+    VOC leaves objects out of its score.
     """
     head = _NEW.format(
         filename=_escaped(f"{record.image_id}.jpg"),

@@ -288,11 +288,13 @@ class Drawing:
             if instance.rle:
                 runs = _fitting(_unpack(instance.rle, path), height, width, path)
                 drawn.append((number, runs))
-        flat = np.zeros(width * height, dtype=np.uint8 if len(objects) < 256 else np.uint16)
+        dtype = np.uint8 if len(objects) < 256 else np.uint16
+        places: LabelMap = np.zeros((width, height), dtype=dtype)
+        flat = places.reshape(-1)
         for number, runs in sorted(drawn, key=lambda item: (-int(item[1][1::2].sum()), item[0])):
             here = _here(runs)
             np.copyto(flat[runs[0] : runs[0] + len(here)], number, where=here)
-        return cls(objects, flat.reshape(width, height), tuple(drawn))
+        return cls(objects, places, tuple(drawn))
 
     def covered(self) -> int:
         """Return how many of the drawn objects are hidden by others, in part or wholly."""

@@ -45,7 +45,7 @@ def painted(
     if stray:
         raise LabelOutOfRange(
             record.image_id,
-            f"objects are of classes {sorted(stray)}, which label space {space.name!r} does not define",
+            f"objects of classes {sorted(stray)}, which label space {space.name!r} does not define",
             "fix the objects, or read them with the label space that they were made for",
         )
     fill = ground.id if ground else space.ignore_index
