@@ -50,8 +50,8 @@ def read_label(data: bytes, space: LabelSpace, path: str) -> Label:
     maybe_cell = ids.dtype == space.dtype and ids.strides[0] != ids.shape[1] * ids.itemsize
     ids = ids if ids.dtype == space.dtype else ids.astype(space.dtype)
     palette = space.cell_palette()
-    cell = masks.recode(data, palette, path) if maybe_cell else masks.encode(ids, palette)
-    return Label(ids, cell, classes, {})
+    is_cell = maybe_cell and masks.wraps_cell(data, palette, path)
+    return Label(ids, data if is_cell else masks.encode(ids, palette), classes, {})
 
 
 def read_colour_label(data: bytes, space: LabelSpace, path: str) -> Label:
