@@ -366,7 +366,7 @@ def _colours(ids: LabelMap, space: LabelSpace) -> bytes:
     table = np.full((256, 4), 255, dtype=np.uint8)
     table[:, :3] = np.frombuffer(space.palette(), dtype=np.uint8).reshape(-1, 3)
     pixels = np.take(table.view("<u4").ravel(), ids)
-    return png.write_colours(pixels.view(np.uint8).reshape(*ids.shape, 4), level=1)
+    return png.write_colours(pixels.view(np.uint8).reshape(*ids.shape, 4))
 
 
 CITYSCAPES: Final = Cityscapes()

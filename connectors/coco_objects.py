@@ -140,7 +140,7 @@ class Place:
             return masks.rle_from_runs(counts, self.height, self.width, where)
         if not isinstance(counts, str) or not counts.isascii():
             _bad(where, "counts is neither a list of numbers nor COCO's compressed text")
-        masks.rle_bbox(counts, self.height, self.width, where)
+        masks.rle_check(counts, self.height, self.width, where)
         return counts
 
 

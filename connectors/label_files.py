@@ -50,8 +50,8 @@ def read_label(data: bytes, space: LabelSpace, path: str) -> Label:
     maybe_cell = ids.dtype == space.dtype and ids.strides[0] != ids.shape[1] * ids.itemsize
     ids = ids if ids.dtype == space.dtype else ids.astype(space.dtype)
     palette = space.cell_palette()
-    cell = masks.recode(data, palette, path) if maybe_cell else masks.encode(ids, palette)
-    return Label(ids, cell, classes, {})
+    is_cell = maybe_cell and masks.wraps_cell(data, palette, path)
+    return Label(ids, data if is_cell else masks.encode(ids, palette), classes, {})
 
 
 def read_colour_label(data: bytes, space: LabelSpace, path: str) -> Label:
@@ -142,13 +142,22 @@ def grey_png(record: Record, space: LabelSpace) -> bytes | None:
     return masks.recode(cell, None, record.image_id)
 
 
-def _narrow_cell(record: Record, space: LabelSpace) -> bytes | None:
-    """Return a record's mask cell, checked to fit 8 bits."""
+def needs_eight_bits(space: LabelSpace) -> None:
+    """Make sure that the ids of a space fit the masks of a format that has 8 bits.
+
+    Raises:
+        UsageError: they do not.
+    """
     if space.max_id > 255:
         raise UsageError(
             f"label space {space.name!r} has ids up to {space.max_id}, masks of this format hold 8 "
             "bits; choose another --label-space, or --format maskdir"
         )
+
+
+def _narrow_cell(record: Record, space: LabelSpace) -> bytes | None:
+    """Return a record's mask cell, checked to fit 8 bits."""
+    needs_eight_bits(space)
     if record.mask is None or record.mask.bytes is None:
         return None
     if len(record.mask.bytes) > 24 and record.mask.bytes[24] == 16:  # IHDR's bit depth

@@ -38,23 +38,32 @@ from connectors.base import Written
 from connectors.class_table import NAME as CLASS_TABLE
 from connectors.class_table import classes_of, known_classes, write_classes
 from connectors.image_files import not_expressed, put_image
-from connectors.label_files import extra_of, labelled_size, palette_png, read_label
+from connectors.label_files import (
+    extra_of,
+    labelled_size,
+    needs_eight_bits,
+    palette_png,
+    read_label,
+)
 from connectors.layout import MISSING, Fingerprints, digest, find_root, is_sorted, read_list
 from connectors.list_files import ListFiles, OnePlaceEach, one_line
 from pipeline import masks
 from pipeline.errors import LayoutError, UnknownName
 from pipeline.images import read_header
+from pipeline.instances import Drawing
 from pipeline.label_space import label_space
-from pipeline.labels.derive import with_mask
+from pipeline.labels.derive import painted
 from pipeline.loss import Loss
 from pipeline.record import File, Record, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
 
+    from numpy.typing import NDArray
+
     from connectors.label_files import Label
     from pipeline.files import Tree
-    from pipeline.label_space import LabelSpace
+    from pipeline.label_space import LabelMap, LabelSpace
     from pipeline.record import Instance
     from pipeline.trees.sinks import Sink
 
@@ -181,16 +190,18 @@ class Voc:
         name, own = one_line(record.image_id), record.dataset == self.format
         extra, labels = record.own(self.format), record.own_labels(self.format)
         kept, loss = _fitting(record, keep=own)
-        if not own:
-            kept = with_mask(kept, space)
-        label = palette_png(kept, space)
+        drawing = Drawing.of(kept.instances or (), record.height, record.width, record.image_id)
+        label, ids = _label(kept, space, drawing, paint=not own)
         _, cost = put_image(sink, f"{_TARGET}JPEGImages/{name}", record, ("jpeg",))
         loss |= cost | not_expressed(record, *_NOT_HELD)
         if label is not None:
             _write_masks(sink, name, label, extra.get("mask_folders", "c"), labels.get("aug_mask"))
-            loss |= _write_objects(sink, kept, label, space, labels.get("object_void"))
+            void = labels.get("object_void")
+            if void is not None or any(i.rle for i in kept.instances or ()):
+                ids = masks.decode(label, name) if ids is None else ids
+                loss |= _write_objects(sink, kept, drawing, ids == space.ignore_index, void)
             loss |= {key: 1 for key in ("aug_mask", "object_void") if key in extra.keys() - labels}
-        annotation = _annotation(kept, space, extra, own=own)
+        annotation = _annotation(kept, space, extra, own=own, segmented=label is not None)
         if annotation is not None:
             sink.write(f"{_TARGET}Annotations/{name}.xml", annotation)
         lists = _lists_for(record, extra, labelled=label is not None, boxed=annotation is not None)
@@ -320,28 +331,35 @@ def _write_masks(sink: Sink, name: str, label: bytes, folders: str, second: str 
         sink.write(_TARGET + _FOLDERS[letter].format(name), data)
 
 
+def _label(
+    record: Record, space: LabelSpace, drawing: Drawing, *, paint: bool
+) -> tuple[bytes | None, LabelMap | None]:
+    """Return the class mask to write, and its pixels where it had to be painted."""
+    needs_eight_bits(space)
+    ids = painted(record, space, drawing) if paint else None
+    if ids is None:
+        return palette_png(record, space), None
+    return masks.encode(ids, space.palette()), ids
+
+
 def _write_objects(
-    sink: Sink, record: Record, label: bytes, space: LabelSpace, void: str | None
+    sink: Sink, record: Record, drawing: Drawing, unsure: NDArray[np.bool_], void: str | None
 ) -> dict[str, int]:
-    instances = record.instances or ()
-    if void is None and not any(instance.rle for instance in instances):
-        return {}
-    ids = masks.decode(label, record.image_id)
-    numbers, loss = voc_objects.draw(instances, ids, space.ignore_index, void, record.image_id)
+    numbers, loss = voc_objects.draw(record, drawing, unsure, void)
     data = masks.encode(numbers, voc_objects.voc_palette())
     sink.write(_TARGET + _FOLDERS["o"].format(record.image_id), data)
     return loss
 
 
 def _annotation(
-    record: Record, space: LabelSpace, extra: dict[str, Any], *, own: bool
+    record: Record, space: LabelSpace, extra: dict[str, Any], *, own: bool, segmented: bool
 ) -> bytes | None:
     """Return the XML of a record; none for one of VOC's that had none."""
     if "annotation" in extra:
         return voc_annotation.annotation_of(record, space, extra["annotation"])
     if own or record.instances is None:
         return None
-    return voc_annotation.new_annotation(record, space)
+    return voc_annotation.new_annotation(record, space, segmented=segmented)
 
 
 def _lists_for(

@@ -12,7 +12,6 @@ import json
 import math
 import re
 from typing import TYPE_CHECKING, Any, Final
-from xml.etree import ElementTree
 
 from pipeline.errors import BadAnnotation
 from pipeline.masks import rle_bbox
@@ -20,6 +19,7 @@ from pipeline.record import Instance
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from xml.etree import ElementTree
 
     from pipeline.label_space import LabelSpace
     from pipeline.record import Record
@@ -28,6 +28,37 @@ Node = list[Any]
 
 _DEPTH: Final = 16
 _NO_XML: Final = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_NEW: Final = """\
+<annotation>
+	<folder>VOC2012</folder>
+	<filename>{filename}</filename>
+	<source>
+		<database>{database}</database>
+	</source>
+	<size>
+		<width>{width}</width>
+		<height>{height}</height>
+		<depth>3</depth>
+	</size>
+	<segmented>{segmented}</segmented>
+"""
+_NEW_OBJECT: Final = """\
+	<object>
+		<name>{name}</name>
+		<pose>Unspecified</pose>
+		<truncated>0</truncated>
+		<difficult>{difficult}</difficult>
+{bndbox}\
+	</object>
+"""
+_NEW_BOX: Final = """\
+		<bndbox>
+			<xmin>{}</xmin>
+			<ymin>{}</ymin>
+			<xmax>{}</xmax>
+			<ymax>{}</ymax>
+		</bndbox>
+"""
 _CORNERS: Final = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -73,6 +104,8 @@ def _node(element: ElementTree.Element, path: str, depth: int) -> Node:
 
 def render(outside: Iterable[Node | None], objects: Iterable[Sequence[Node]]) -> bytes:
     """Return an annotation as XML, indented by tabs as VOC does."""
+    from xml.etree import ElementTree
+
     root = ElementTree.Element("annotation")
     made = [["object", list(children)] for children in objects]
     for node in outside:
@@ -84,7 +117,9 @@ def render(outside: Iterable[Node | None], objects: Iterable[Sequence[Node]]) ->
 
 
 def _append(parent: ElementTree.Element, node: Sequence[Any]) -> None:
-    element = ElementTree.SubElement(parent, node[0], node[2] if len(node) > 2 else {})
+    from xml.etree.ElementTree import SubElement
+
+    element = SubElement(parent, node[0], node[2] if len(node) > 2 else {})
     if isinstance(node[1], str):
         element.text = _NO_XML.sub("", node[1]) or None
     else:
@@ -164,34 +199,40 @@ def _renamed(extra: dict[str, Any], instance: Instance, space: LabelSpace) -> li
     return [["name", known.name] if node[0] == "name" else node for node in children]
 
 
-def new_annotation(record: Record, space: LabelSpace) -> bytes:
+def new_annotation(record: Record, space: LabelSpace, *, segmented: bool) -> bytes:
     """Write an annotation for a record of another format: a box and a class for each instance.
 
-    A crowd is called difficult, the flag by which VOC leaves objects out of its score.
+    `segmented` says whether the image has a mask. A crowd is called difficult, the flag by which
+    VOC leaves objects out of its score.
     """
-    objects: list[list[Node]] = []
+    head = _NEW.format(
+        filename=_escaped(f"{record.image_id}.jpg"),
+        database=_escaped(record.dataset or "unknown"),
+        width=record.width,
+        height=record.height,
+        segmented=int(segmented),
+    )
+    objects = []
     for instance in record.instances or ():
         known = space.by_id.get(instance.category)
-        children: list[Node] = [
-            ["name", known.name if known else "void"],
-            ["pose", "Unspecified"],
-            ["truncated", "0"],
-            ["difficult", str(int(instance.iscrowd))],
-        ]
         box = instance.bbox
         if box is None and instance.rle:
             box = rle_bbox(instance.rle, record.height, record.width, record.image_id)
-        if box is not None:
-            x, y, w, h = box
-            corners = zip(_CORNERS, (x + 1, y + 1, x + w, y + h), strict=True)
-            children.append(["bndbox", [[corner, f"{value:.15g}"] for corner, value in corners]])
-        objects.append(children)
-    size = {"width": record.width, "height": record.height, "depth": 3}
-    outside: list[Node | None] = [
-        ["folder", "VOC2012"],
-        ["filename", f"{record.image_id}.jpg"],
-        ["source", [["database", record.dataset or "unknown"]]],
-        ["size", [[tag, str(value)] for tag, value in size.items()]],
-        ["segmented", str(int(record.mask is not None))],
-    ]
-    return render([*outside, *([None] if objects else [])], objects)
+        objects.append(
+            _NEW_OBJECT.format(
+                name=_escaped(known.name if known else "void"),
+                difficult=int(instance.iscrowd),
+                bndbox=_NEW_BOX.format(*_corners(box)) if box is not None else "",
+            )
+        )
+    return "".join((head, *objects, "</annotation>\n")).encode()
+
+
+def _corners(box: tuple[float, float, float, float]) -> tuple[str, ...]:
+    x, y, w, h = box
+    return tuple(f"{value:.15g}" for value in (x + 1, y + 1, x + w, y + h))
+
+
+def _escaped(text: str) -> str:
+    text = _NO_XML.sub("", text)
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.label_space import LabelMap
-    from pipeline.record import Instance
+    from pipeline.record import Instance, Record
 
 BORDER: Final = 255
 MOST_OBJECTS: Final = 254
@@ -100,23 +100,22 @@ def within_eight_bits(
 
 
 def draw(
-    instances: Sequence[Instance], ids: LabelMap, ignore: int, void: str | None, path: str
+    record: Record, drawing: masks.Drawing, unsure: NDArray[np.bool_], void: str | None
 ) -> tuple[NDArray[np.uint8], dict[str, int]]:
     """Return the object map of numbered instances, and how many are partly or wholly covered.
 
-    Void is where `void`, run lengths, says; without them, where the class mask is void and no
-    object lies.
+    `drawing` is of the record's instances. Void is where `void`, run lengths, says; without them,
+    where the class mask is void (`unsure`) and no object lies.
 
     Raises:
         BadAnnotation: run lengths are malformed, or of another size.
     """
-    height, width = ids.shape
-    drawn = [instance for instance in instances if instance.rle]
-    numbers = masks.object_map_from_instances(drawn, height, width, path).astype(np.uint8)
-    seen = np.bincount(numbers.ravel(), minlength=256)
-    covered = sum(int(seen[i.id]) < masks.rle_area(i.rle or "", path) for i in drawn)
+    numbers = drawing.map((i.id if i.rle else 0 for i in drawing.objects), 0, np.uint8)
     if void is not None:
-        numbers[masks.rle_decode(void, height, width, path) != 0] = BORDER
+        border = masks.rle_decode(void, record.height, record.width, record.image_id) != 0
     else:
-        numbers[(ids == ignore) & (numbers == 0)] = BORDER
+        border = unsure & (numbers == 0)
+    np.copyto(numbers, BORDER, where=border)
+    parts = [i.rle for i in record.instances or () if i.rle and i.part_of is not None]
+    covered = drawing.covered() + sum(masks.rle_area(rle) > 0 for rle in parts)
     return numbers, ({"instances_covered": covered} if covered else {})

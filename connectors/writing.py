@@ -16,6 +16,7 @@ from connectors import connector
 from connectors.checkpoint import Exported
 from pipeline.errors import InputError, SegmillError
 from pipeline.files import open_sink
+from pipeline.labels.png import quickly
 from pipeline.runs.failures import Failure
 from pipeline.trees.ahead import Ahead, fetched_once, is_far
 from pipeline.trees.sinks import Sink
@@ -118,7 +119,8 @@ class _ChunkWriter(Generic[T]):
         """Read and write one sample; one that breaks the code must not end a night's work."""
         sample = pair[0]
         try:
-            return self._put_one(sink, pair)
+            with quickly():
+                return self._put_one(sink, pair)
         except OSError as error:
             return Failure.of(sample, "write", _not_written(sample, error, sink))
         except (SegmillError, MemoryError):

@@ -11,7 +11,6 @@ import difflib
 import os
 import sys
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from jobs import VERBS
@@ -52,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version("segmill")
     except PackageNotFoundError:

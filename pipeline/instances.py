@@ -7,7 +7,9 @@ are drawn by pycocotools, whose rule at the border is the one that COCO's areas 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, cast
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     Runs = NDArray[np.int64]
 
 _GROUPS: Final = 7  # 5 bits each: runs below 2**34, and no overflow from a hostile string
+_KEPT_LETTERS: Final = 4096  # of a text whose run lengths are kept: 8 MiB are the most for all
 _FAR: Final = 16  # a polygon may leave the image by this many image sides; see _points
 
 
@@ -74,21 +77,33 @@ def _pack(runs: Runs) -> str:
 
 def _unpack(counts: str, path: str) -> Runs:
     """Decode COCO's text to run lengths; they are checked to be letters of the code, not to fit."""
-    letters = np.frombuffer(counts.encode("utf-8"), dtype=np.uint8).astype(np.int64) - 48
-    if not len(letters) or letters.min() < 0 or letters.max() > 63 or letters[-1] & 32:
-        raise _bad(path, "the run lengths are not COCO's compressed text")
+    unpack = _unpacked if len(counts) <= _KEPT_LETTERS else _unpacked.__wrapped__
+    try:
+        return unpack(counts)
+    except ValueError as error:
+        raise _bad(path, str(error)) from None
+
+
+@lru_cache(maxsize=256)  # on its way through a worker, an object is looked at several times
+def _unpacked(counts: str) -> Runs:
+    """Return the run lengths, read-only; ValueError where the text has none."""
+    letters = np.frombuffer(counts.encode("utf-8"), dtype=np.uint8) - np.uint8(48)
+    if not len(letters) or letters.max() > 63 or letters[-1] & 32:  # below 48 wraps around
+        raise ValueError("the run lengths are not COCO's compressed text")
     last = np.flatnonzero(letters < 32)
-    first = np.concatenate(([0], last[:-1] + 1))
-    length = last - first + 1
-    if length.max() > _GROUPS:
-        raise _bad(path, "a run length is out of all proportion")
-    place = np.arange(len(letters)) - np.repeat(first, length)
-    runs = np.add.reduceat((letters & 31) << (5 * place), first)
-    runs -= ((letters[last] & 16) != 0).astype(np.int64) << (5 * length)
+    first = np.empty_like(last)
+    first[0], first[1:] = 0, last[:-1] + 1
+    bits = 5 * (last - first + 1)  # of each run
+    if bits.max() > 5 * _GROUPS:
+        raise ValueError("a run length is out of all proportion")
+    shift = 5 * np.arange(len(letters)) - np.repeat(5 * first, bits // 5)
+    runs = np.add.reduceat((letters & 31).astype(np.int64) << shift, first)
+    runs -= ((letters[last] & 16) != 0).astype(np.int64) << bits
     runs[1::2] = np.cumsum(runs[1::2])
     runs[2::2] = np.cumsum(runs[2::2])
     if runs.min() < 0:
-        raise _bad(path, "a run length is negative")
+        raise ValueError("a run length is negative")
+    runs.flags.writeable = False
     return runs
 
 
@@ -100,6 +115,15 @@ def _fitting(runs: Runs, height: int, width: int, path: str) -> Runs:
     if int(runs.sum()) != height * width:
         raise _bad(path, f"run lengths of {int(runs.sum())} pixels for an image {width}x{height}")
     return runs
+
+
+def rle_check(counts: str, height: int, width: int, path: str = "run lengths") -> None:
+    """Make sure that a text holds the run lengths of an image of this size.
+
+    Raises:
+        BadAnnotation: it is malformed, or of another size.
+    """
+    _fitting(_unpack(counts, path), height, width, path)
 
 
 def rle_encode(binary: NDArray[np.bool_ | np.uint8]) -> str:
@@ -144,8 +168,7 @@ def rle_crop(
     x, y, w, h = map(int, _box(runs, height))
     flat = np.zeros(w * height, dtype=np.bool_)
     if w:
-        inside = runs[1 : len(runs) // 2 * 2]  # from the first pixel of the object to its last
-        here = np.repeat((np.arange(len(inside)) & 1) == 0, inside)
+        here = _here(runs)
         first = int(runs[0]) - x * height
         flat[first : first + len(here)] = here
     return flat.reshape(w, height).T[y : y + h], (y, x)
@@ -231,29 +254,68 @@ def _points(polygon: Sequence[float], height: int, width: int, path: str) -> lis
     return values
 
 
-def _draw(
-    canvas: LabelMap,
-    instances: Iterable[Instance],
-    values: dict[int, int],
-    path: str,
-) -> LabelMap:
-    """Draw objects over one another, larger ones first; `values` by position in `instances`."""
-    import cv2  # its transpose takes a quarter of NumPy's time
+def _here(runs: Runs) -> NDArray[np.bool_]:
+    """Tell for each pixel from an object's first to its last whether it is the object's."""
+    inside = runs[1 : len(runs) // 2 * 2]
+    return np.repeat((np.arange(len(inside)) & 1) == 0, inside)
 
-    height, width = canvas.shape
-    drawn = []
-    for at, instance in enumerate(instances):
-        if instance.rle:
-            runs = _fitting(_unpack(instance.rle, path), height, width, path)
-            drawn.append((-int(runs[1::2].sum()), at, runs))
-    flat = cv2.transpose(canvas).reshape(-1)
-    for _, at, runs in sorted(drawn, key=lambda item: item[:2]):
-        if len(runs) < 2:
-            continue
-        inside = runs[1 : len(runs) // 2 * 2]  # from the first pixel of the object to its last
-        here = np.repeat((np.arange(len(inside)) & 1) == 0, inside)
-        flat[runs[0] : runs[0] + len(here)][here] = values[at]
-    return cast("LabelMap", cv2.transpose(flat.reshape(width, height)))
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """Objects drawn over one another, larger ones first; parts of objects are left out.
+
+    `objects` are those that may be drawn: the k-th is number k of the map, from 1, and 0 is none.
+    """
+
+    objects: tuple[Instance, ...]
+    _places: LabelMap  # [W, H]: columns lie in one piece, as run lengths go
+    _drawn: tuple[tuple[int, Runs], ...]
+
+    @classmethod
+    def of(
+        cls, instances: Iterable[Instance], height: int, width: int, path: str = "instances"
+    ) -> Drawing:
+        """Draw objects; those without run lengths are not seen.
+
+        Raises:
+            BadAnnotation: run lengths are malformed, or of another size; or over 65,535 objects.
+        """
+        objects = tuple(i for i in instances if i.part_of is None)
+        if len(objects) > 65535:
+            raise _bad(path, f"{len(objects)} objects do not fit a 16-bit object map")
+        drawn = []
+        for number, instance in enumerate(objects, 1):
+            if instance.rle:
+                runs = _fitting(_unpack(instance.rle, path), height, width, path)
+                drawn.append((number, runs))
+        dtype = np.uint8 if len(objects) < 256 else np.uint16
+        places: LabelMap = np.zeros((width, height), dtype=dtype)
+        flat = places.reshape(-1)
+        for number, runs in sorted(drawn, key=lambda item: (-int(item[1][1::2].sum()), item[0])):
+            here = _here(runs)
+            np.copyto(flat[runs[0] : runs[0] + len(here)], number, where=here)
+        return cls(objects, places, tuple(drawn))
+
+    def covered(self) -> int:
+        """Return how many of the drawn objects are hidden by others, in part or wholly."""
+        flat, count = self._places.reshape(-1), 0
+        for number, runs in self._drawn:
+            span = flat[runs[0] : int(runs[: len(runs) // 2 * 2].sum())]
+            count += int(np.count_nonzero(span == number)) < int(runs[1::2].sum())
+        return count
+
+    def map(self, values: Iterable[int], ground: int, dtype: type[Any]) -> LabelMap:
+        """Return the map [H, W] in which each object has its value, and all else is `ground`."""
+        import cv2  # its transpose takes a quarter of NumPy's time, and so does its look-up
+
+        table = np.array([ground, *values], dtype=dtype)
+        if self._places.dtype != np.uint8 or dtype is not np.uint8:
+            return np.asarray(cv2.transpose(np.take(table, self._places)))
+        places = cv2.transpose(self._places)
+        if np.array_equal(table, np.arange(len(table))):
+            return np.asarray(places)
+        table.resize(256, refcheck=False)
+        return np.asarray(cv2.LUT(places, table))
 
 
 def paint(
@@ -270,12 +332,11 @@ def paint(
     without run lengths, are left out.
 
     Raises:
-        BadAnnotation: run lengths are malformed, or of another size.
+        BadAnnotation: run lengths are malformed, or of another size; or over 65,535 objects.
     """
-    objects = [i for i in instances if i.part_of is None]
+    drawing = Drawing.of(instances, height, width, path)
     fill = space.ignore_index if background is None else background
-    canvas: LabelMap = np.full((height, width), fill, dtype=space.dtype)
-    return _draw(canvas, objects, {at: i.category for at, i in enumerate(objects)}, path)
+    return drawing.map((i.category for i in drawing.objects), fill, space.dtype)
 
 
 def object_map_from_instances(
@@ -290,12 +351,9 @@ def object_map_from_instances(
     Raises:
         BadAnnotation: run lengths are malformed, or of another size; or over 65,535 objects.
     """
-    objects = [i for i in instances if i.part_of is None]
-    numbers = [i.id for i in objects]
+    drawing = Drawing.of(instances, height, width, path)
+    numbers = [i.id for i in drawing.objects]
     if len(set(numbers)) < len(numbers) or not all(0 < n < 65536 for n in numbers):
-        numbers = list(range(1, len(objects) + 1))
-    if len(numbers) > 65535:
-        raise _bad(path, f"{len(numbers)} objects do not fit a 16-bit object map")
+        numbers = list(range(1, len(numbers) + 1))
     narrow = max(numbers, default=0) < 255
-    canvas: LabelMap = np.zeros((height, width), dtype=np.uint8 if narrow else np.uint16)
-    return _draw(canvas, objects, dict(enumerate(numbers)), path)
+    return drawing.map(numbers, 0, np.uint8 if narrow else np.uint16)

@@ -14,11 +14,13 @@ import numpy as np
 
 from pipeline.errors import CorruptMask, ImageTooLarge, LabelOutOfRange, UnknownColour
 from pipeline.instances import (
+    Drawing,
     object_map_from_instances,
     paint,
     polygons_to_rle,
     rle_area,
     rle_bbox,
+    rle_check,
     rle_crop,
     rle_decode,
     rle_encode,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from pipeline.label_space import LabelMap, LabelSpace
 
 __all__ = [
+    "Drawing",
     "check_ids",
     "class_pixels",
     "colours_to_ids",
@@ -51,15 +54,19 @@ __all__ = [
     "recode",
     "rle_area",
     "rle_bbox",
+    "rle_check",
     "rle_crop",
     "rle_decode",
     "rle_encode",
     "rle_encode_at",
     "rle_from_runs",
     "rle_runs",
+    "wraps_cell",
 ]
 
-_BLOCK: Final = 1 << 24  # OpenCV's histogram counts in float32: exact up to here
+_BLOCK: Final = 1 << 24
+"""Pixels that are counted at once: OpenCV counts in float32, exact up to here, and noise has as
+many runs as pixels."""
 _MOST_NAMED: Final = 20
 
 
@@ -201,6 +208,15 @@ def _through_palette(file: png.Png, path: str) -> NDArray[np.uint8]:
     return np.take(entries, indices, axis=0)
 
 
+def wraps_cell(data: bytes, palette: bytes | None, path: str) -> bool:
+    """Tell whether a PNG is a mask cell with that palette, provided that its rows are unfiltered.
+
+    Raises:
+        CorruptMask: the bytes are not a whole PNG.
+    """
+    return _wraps_cell(png.parse(data, path), palette)
+
+
 def recode(data: bytes, palette: bytes | None = None, path: str = "label file") -> bytes:
     """Return a label PNG's bytes as a mask cell: unchanged when it is one with that palette.
 
@@ -212,14 +228,14 @@ def recode(data: bytes, palette: bytes | None = None, path: str = "label file") 
     if data[:8] != png.SIGNATURE:
         return encode(_fit(read_label(data, path), palette), palette)
     file = _single_channel(png.parse(data, path), path)
-    wanted = png.GREY if palette is None or file.depth == 16 else png.PALETTE
-    if file.plain and file.depth >= 8 and file.colour == wanted:
-        same = file.palette == (palette if wanted == png.PALETTE else None)
-        if same and not (file.depth == 16 and palette is not None):
-            rows = png.inflate(file, path)
-            if png.unfiltered(file, rows):
-                return data
+    if _wraps_cell(file, palette) and png.unfiltered(file, png.inflate(file, path)):
+        return data
     return encode(_fit(png.ids(file, path), palette), palette)
+
+
+def _wraps_cell(file: png.Png, palette: bytes | None) -> bool:
+    colours = (png.GREY, None) if palette is None else (png.PALETTE, palette)
+    return file.plain and file.depth >= 8 and (file.colour, file.palette) == colours
 
 
 def _fit(mask: LabelMap, palette: bytes | None) -> LabelMap:
@@ -230,13 +246,14 @@ def _fit(mask: LabelMap, palette: bytes | None) -> LabelMap:
 
 def _counts(mask: LabelMap) -> NDArray[np.int64]:
     """Count the pixels of each value: int64 [256] or [65536]."""
-    if mask.dtype != np.uint8:
-        return np.bincount(mask.ravel(), minlength=65536)
-    import cv2  # its histogram takes half of bincount's time, without the GIL
-
-    total = np.zeros(256, dtype=np.int64)
+    values = 256 if mask.dtype == np.uint8 else 65536
+    total = np.zeros(values, dtype=np.int64)
     for part in _blocks(mask):
-        total += cv2.calcHist([part], [0], None, [256], [0, 256]).reshape(256).astype(np.int64)
+        # Neighbours mostly agree: counting runs takes a third of the time of counting pixels.
+        flat = part.ravel()
+        starts = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1))
+        lengths = np.diff(starts, append=flat.size)
+        total += np.bincount(flat[starts], lengths, values).astype(np.int64)
     return total
 
 

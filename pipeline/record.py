@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime  # noqa: TC003 - dataclass fields are resolved at run time
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Literal
-
-import pyarrow as pa
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+
+    import pyarrow as pa
+
+    SCHEMA: pa.Schema
 
 SCHEMA_VERSION: Final = 1
 """Raised by one when an older segmill could no longer read a store rightly."""
@@ -28,12 +31,19 @@ RELABELLED: Final = "relabelled"
 
 Kind = Literal["truth", "model", "pseudo"]
 
-_FILE = pa.struct([("path", pa.string()), ("bytes", pa.binary())])
-_CLASSES = pa.list_(
-    pa.struct([("id", pa.int32()), ("pixels", pa.int64()), ("confidence", pa.float32())])
-)
-_INSTANCES = pa.list_(
-    pa.struct(
+COLUMNS: Final = (
+    "image_id", "dataset", "split", "image", "fingerprint", "height", "width", "label_space",
+    "mask", "confidence", "classes", "instances", "image_labels", "depth", "provenance", "extra",
+)  # fmt: skip
+
+
+def _types() -> dict[str, pa.DataType]:
+    """Return the Arrow type of each of `COLUMNS`, in their order."""
+    import pyarrow as pa
+
+    file = pa.struct([("path", pa.string()), ("bytes", pa.binary())])
+    count = pa.struct([("id", pa.int32()), ("pixels", pa.int64()), ("confidence", pa.float32())])
+    instance = pa.struct(
         [
             ("id", pa.int64()),
             ("category", pa.int32()),
@@ -45,37 +55,32 @@ _INSTANCES = pa.list_(
             ("extra", pa.string()),
         ]
     )
-)
-_DEPTH = pa.struct(
-    [("path", pa.string()), ("bytes", pa.binary()), ("metres_per_unit", pa.float64())]
-)
-_PROVENANCE = pa.struct(
-    [
-        ("kind", pa.string()),
-        ("model", pa.string()),
-        ("model_digest", pa.string()),
-        ("run", pa.string()),
-        ("at", pa.timestamp("us", tz="UTC")),
-    ]
-)
-_COLUMNS: Final = (
-    ("image_id", pa.string()),
-    ("dataset", pa.string()),
-    ("split", pa.string()),
-    ("image", _FILE),
-    ("fingerprint", pa.string()),
-    ("height", pa.int32()),
-    ("width", pa.int32()),
-    ("label_space", pa.string()),
-    ("mask", _FILE),
-    ("confidence", _FILE),
-    ("classes", _CLASSES),
-    ("instances", _INSTANCES),
-    ("image_labels", pa.list_(pa.int32())),
-    ("depth", _DEPTH),
-    ("provenance", _PROVENANCE),
-    ("extra", pa.string()),
-)
+    depth = pa.struct(
+        [("path", pa.string()), ("bytes", pa.binary()), ("metres_per_unit", pa.float64())]
+    )
+    provenance = pa.struct(
+        [
+            ("kind", pa.string()),
+            ("model", pa.string()),
+            ("model_digest", pa.string()),
+            ("run", pa.string()),
+            ("at", pa.timestamp("us", tz="UTC")),
+        ]
+    )
+    kinds = {
+        "image": file,
+        "height": pa.int32(),
+        "width": pa.int32(),
+        "mask": file,
+        "confidence": file,
+        "classes": pa.list_(count),
+        "instances": pa.list_(instance),
+        "image_labels": pa.list_(pa.int32()),
+        "depth": depth,
+        "provenance": provenance,
+    }
+    return {name: kinds.get(name, pa.string()) for name in COLUMNS}
+
 
 _ROW_BYTES: Final = 1000
 _OBJECT_BYTES: Final = 100
@@ -117,11 +122,20 @@ def _features() -> dict[str, Any]:
     }  # fmt: skip
 
 
-SCHEMA: Final = pa.schema(
-    [pa.field(name, kind) for name, kind in _COLUMNS],
-    metadata={b"huggingface": json.dumps({"info": {"features": _features()}}).encode()},
-)
-COLUMNS: Final = tuple(SCHEMA.names)
+@cache
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    said = json.dumps({"info": {"features": _features()}}).encode()
+    return pa.schema(list(_types().items()), metadata={b"huggingface": said})
+
+
+def __getattr__(name: str) -> Any:
+    # Made when it is asked for: turning one format into another needs records, and no Arrow, which
+    # takes a tenth of a second to import.
+    if name == "SCHEMA":
+        return _schema()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,11 +346,14 @@ def _plain(value: Any) -> Any:
 
 def to_table(records: Iterable[Record]) -> pa.Table:
     """Return the records as a table of `SCHEMA`, in their order."""
+    import pyarrow as pa
+
     rows = list(records)
     columns = [
-        pa.array([_plain(getattr(row, name)) for row in rows], type=kind) for name, kind in _COLUMNS
+        pa.array([_plain(getattr(row, name)) for row in rows], type=kind)
+        for name, kind in _types().items()
     ]
-    return pa.Table.from_arrays(columns, schema=SCHEMA)
+    return pa.Table.from_arrays(columns, schema=_schema())
 
 
 def _file(value: dict[str, Any] | None) -> File | None:

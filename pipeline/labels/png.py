@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import struct
 import zlib
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -18,7 +20,7 @@ import numpy as np
 from pipeline.errors import CorruptMask, ImageTooLarge
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -46,6 +48,30 @@ _PASSES: Final = (
 # libdeflate, which releases the GIL; its stubs know nothing of arrays and views.
 _deflate = cast("Callable[..., bytes]", imagecodecs.deflate_encode)
 _inflate = cast("Callable[..., NDArray[np.uint8]]", imagecodecs.deflate_decode)
+_deflate_quickly = cast("Callable[..., bytes]", imagecodecs.zlibng_encode)
+
+_QUICK: Final = ContextVar("quick", default=False)
+
+
+@contextmanager
+def quickly() -> Iterator[None]:
+    """Write PNGs in a half to a fifth of the time while the block runs, in this thread.
+
+    They are a quarter to three quarters bigger, as large as Pillow's. For a dataset's own files;
+    the cells of a store are written once, kept for long, and the same bytes on every machine.
+    """
+    token = _QUICK.set(True)
+    try:
+        yield
+    finally:
+        _QUICK.reset(token)
+
+
+def _pack(rows: NDArray[np.uint8]) -> bytes:
+    if _QUICK.get():
+        return _deflate_quickly(rows, level=2)
+    # Level 6 of libdeflate: smaller than PIL's and OpenCV's PNG, and 3 times faster to write.
+    return _deflate(rows, level=6, raw=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,23 +263,21 @@ def write(mask: LabelMap, palette: bytes | None) -> bytes:
         _wide(rows, height, width)[...] = mask
     else:
         grid[:, 1:] = mask
-    # Level 6 of libdeflate: smaller than PIL's and OpenCV's PNG, and 3 times faster to write.
-    data = _deflate(rows, level=6, raw=False)
+    data = _pack(rows)
     colour = PALETTE if palette is not None and not wide else GREY
     png = Png(height, width, 16 if wide else 8, colour, False, None, data, True)
     return assemble(png, colour, palette if colour == PALETTE else None)
 
 
-def write_colours(pixels: NDArray[np.uint8], level: int = 6) -> bytes:
+def write_colours(pixels: NDArray[np.uint8]) -> bytes:
     """Return RGB [H, W, 3] or RGBA [H, W, 4] as an unfiltered PNG with one IDAT.
 
     For flat colours, such as those of labels, that is smaller than what filters make of them.
-    Level 1 takes half the time of 6 and a quarter more bytes.
     """
     height, width, channels = pixels.shape
     rows = np.empty((height, 1 + channels * width), dtype=np.uint8)
     rows[:, 0] = 0
     rows[:, 1:] = pixels.reshape(height, -1)
-    data = _deflate(rows, level=level, raw=False)
+    data = _pack(rows)
     colour = RGB if channels == 3 else RGBA
     return assemble(Png(height, width, 8, colour, False, None, data, True), colour, None)

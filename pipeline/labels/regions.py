@@ -54,8 +54,10 @@ class Regions:
 
     def _runs(self, place: int) -> Runs:
         mine = self._order[self._firsts[place] : self._firsts[place + 1]]
-        edges = np.stack((self._edges[mine], self._edges[mine + 1]), axis=1).ravel()
-        runs: Runs = np.diff(edges, prepend=0, append=self._edges[-1])
+        edges = np.zeros(2 * len(mine) + 2, dtype=np.int64)
+        edges[1:-1:2], edges[2:-1:2] = self._edges[mine], self._edges[mine + 1]
+        edges[-1] = self._edges[-1]
+        runs: Runs = edges[1:] - edges[:-1]
         return runs[:-1] if runs[-1] == 0 else runs
 
     def bbox(self, place: int) -> tuple[float, float, float, float]:

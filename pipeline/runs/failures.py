@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
-
-import pyarrow as pa
 
 from pipeline.record import Sample
 
@@ -15,24 +14,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from datetime import datetime
 
+    import pyarrow as pa
+
     from pipeline.record import Record
     from pipeline.trees.sinks import Sink
 
 _FOLDER: Final = "_errors"
 _RETRIES: Final = 8
-SCHEMA: Final = pa.schema(
-    [
-        ("path", pa.string()),
-        ("image_id", pa.string()),
-        ("dataset", pa.string()),
-        ("split", pa.string()),
-        ("stage", pa.string()),
-        ("error", pa.string()),
-        ("message", pa.string()),
-        ("run", pa.string()),
-        ("at", pa.timestamp("us", tz="UTC")),
-    ]
-)
+
+
+@cache
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    texts = ("path", "image_id", "dataset", "split", "stage", "error", "message", "run")
+    return pa.schema([*((name, pa.string()) for name in texts), ("at", pa.timestamp("us", tz="UTC"))])
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +69,18 @@ class Failure:
 
 
 def to_table(failures: Iterable[Failure], run: str, at: datetime) -> pa.Table:
-    """Return the failures of a run as rows of `SCHEMA`, in a fixed order."""
+    """Return the failures of a run as rows of the errors table, in a fixed order."""
+    import pyarrow as pa
+
     rows = sorted((f.to_dict() for f in failures), key=lambda r: (r["image_id"], r["path"]))
-    return pa.Table.from_pylist([row | {"run": run, "at": at} for row in rows], schema=SCHEMA)
+    return pa.Table.from_pylist([row | {"run": run, "at": at} for row in rows], schema=_schema())
 
 
 def append_failures(
     store: str, options: Mapping[str, str], sink: Sink, rows: pa.Table, name: str
 ) -> None:
     """Add rows to a store's errors table as one file; the same name twice is added once."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
     from deltalake import CommitProperties, DeltaTable, Schema
     from deltalake.transaction import AddAction
@@ -91,7 +90,7 @@ def append_failures(
     url = f"{store}/{_FOLDER}"
     if not DeltaTable.is_deltatable(url, dict(options) or None):
         DeltaTable.create(
-            url, Schema.from_arrow(SCHEMA), mode="ignore", storage_options=dict(options) or None
+            url, Schema.from_arrow(_schema()), mode="ignore", storage_options=dict(options) or None
         )
     table, path = DeltaTable(url, storage_options=dict(options) or None), f"data/{name}.parquet"
     if any(uri.endswith(f"/{path}") for uri in table.file_uris()):
@@ -111,6 +110,7 @@ def append_failures(
 
 def read_failures(store: str, options: Mapping[str, str]) -> pa.Table:
     """Return a store's errors table; empty when nothing ever failed."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
     from deltalake import DeltaTable
 
@@ -118,8 +118,8 @@ def read_failures(store: str, options: Mapping[str, str]) -> pa.Table:
 
     url = f"{store}/{_FOLDER}"
     if not DeltaTable.is_deltatable(url, dict(options) or None):
-        return SCHEMA.empty_table()
+        return _schema().empty_table()
     table, tree = DeltaTable(url, storage_options=dict(options) or None), open_tree(url, **options)
     names = pa.table(table.get_add_actions(flatten=True))["path"].to_pylist()
     parts = [pq.read_table(pa.BufferReader(tree.read(name))) for name in sorted(names)]
-    return pa.concat_tables([SCHEMA.empty_table(), *(part.cast(SCHEMA) for part in parts)])
+    return pa.concat_tables([_schema().empty_table(), *(part.cast(_schema()) for part in parts)])
