@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from connectors.dataset import Samples
 
 APP = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-CHUNK_SAMPLES = 256
+CHUNK_SAMPLES = 64
+FAR_CHUNK_SAMPLES = 256
+"""From and to buckets: at the end of a chunk, fewer and fewer requests are on the way."""
 
 
 @APP.command()
@@ -67,7 +69,7 @@ def convert(
         from jobs.apart import check_apart
         from pipeline.labels.relabel import Relabeller, target_space
         from pipeline.runner import Resources, choose
-        from pipeline.trees.ahead import listed_ahead
+        from pipeline.trees.ahead import is_far, listed_ahead
         from pipeline.trees.union import open_source
 
         check_apart(src, dst)
@@ -78,8 +80,11 @@ def convert(
             to, dst, Relabeller.to(space, spaces), LaterFactory(from_, tree.url)
         )
 
+        far = is_far(tree.url) or is_far(dst)
+
         def pieces() -> Iterator[Samples]:
-            cut = Samples.cut(reader.list(tree, splits), CHUNK_SAMPLES)
+            size = FAR_CHUNK_SAMPLES if far else CHUNK_SAMPLES
+            cut = Samples.cut(reader.list(tree, splits), size)
             for piece in listed_ahead(cut, far=tree.far):
                 summary.inputs += len(piece)
                 yield piece
