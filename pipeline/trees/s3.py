@@ -117,7 +117,9 @@ class Objects:
         """
         prefix = self._key(path) or None
         try:
-            found = self._try(lambda: next(iter(self._api.list(self._store, prefix)), ()))
+            found = self._try(
+                lambda: next(iter(self._api.list(self._store, prefix, chunk_size=1)), ())
+            )
         except FileNotFoundError:
             return False
         return bool(found)
