@@ -40,6 +40,8 @@ class Bucket:
             return _response(200, repr(dict(self.count)).encode())
         self.count[method] += 1
         _, _, key = unquote(url.path).lstrip("/").partition("/")
+        if not key and method == "HEAD":
+            return _response(200, b"")
         if not key:
             return self._list(parse_qs(url.query, keep_blank_values=True))
         if method == "PUT":
@@ -56,17 +58,20 @@ class Bucket:
         extra = [f'ETag: "{_etag(key, size)}"', f"Last-Modified: {HTTP_STAMP}"]
         if method == "HEAD":
             return _response(200, b"", extra, length=size)
-        with open(os.path.join(self.root, key), "rb") as file:
-            data = file.read()
         if not wanted:
-            return _response(200, data, extra)
+            return _response(200, self._read(key, 0, size), extra)
         first, _, last = wanted.removeprefix("bytes=").partition("-")
         start = int(first) if first else max(0, size - int(last))
         stop = min(size, int(last) + 1) if first and last else size
         if start >= size:
             return _response(416, _error("InvalidRange"))
         extra.append(f"Content-Range: bytes {start}-{stop - 1}/{size}")
-        return _response(206, data[start:stop], extra)
+        return _response(206, self._read(key, start, stop), extra)
+
+    def _read(self, key: str, start: int, stop: int) -> bytes:
+        with open(os.path.join(self.root, key), "rb") as file:
+            file.seek(start)
+            return file.read(stop - start)
 
     def _put(self, key: str, body: bytes) -> bytes:
         path = os.path.join(self.root, key)

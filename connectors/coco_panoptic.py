@@ -315,19 +315,25 @@ def _segments(
     return drawn.ids, drawn.infos, drawn.used, drawn.loss
 
 
+def _entries(
+    written: Iterable[Written], split: str, ids: ImageIds
+) -> Iterator[tuple[list[bytes], int]]:
+    number = ids.assign()
+    for w in written:
+        if w.split == split:
+            lines = w.entry.split(b"\n")
+            yield lines, number(json.loads(lines[0])[0])
+
+
 def _images(written: Iterable[Written], split: str, ids: ImageIds) -> Iterator[bytes]:
-    mine = (w for w in written if w.split == split)
-    for w, number in zip(mine, ids.assign(), strict=True):
-        image = w.entry.split(b"\n")[1]
-        yield b'{"id": %d, ' % number + image[1:]
+    for lines, number in _entries(written, split, ids):
+        yield b'{"id": %d, ' % number + lines[1][1:]
 
 
 def _annotations(written: Iterable[Written], split: str, ids: ImageIds) -> Iterator[bytes]:
-    mine = (w for w in written if w.split == split)
-    for w, number in zip(mine, ids.assign(), strict=True):
-        annotation = w.entry.split(b"\n")[2]
-        if annotation:
-            yield b'{"image_id": %d, ' % number + annotation[1:]
+    for lines, number in _entries(written, split, ids):
+        if lines[2]:
+            yield b'{"image_id": %d, ' % number + lines[2][1:]
 
 
 COCO_PANOPTIC: Final = CocoPanoptic()

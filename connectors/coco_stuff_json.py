@@ -151,20 +151,25 @@ def write_files(
 
 def _entries(
     written: Iterable[Written], split: str, ids: ImageIds
-) -> Iterator[tuple[list[bytes], int]]:
-    mine = (w.entry.split(b"\n") for w in written if w.split == split and w.entry)
-    return zip(mine, ids.assign(), strict=True)
+) -> Iterator[tuple[list[bytes], list[int | None], int]]:
+    """Yield each entry's lines, what its annotations claim, and the image's id."""
+    number = ids.assign()
+    for w in written:
+        if w.split == split and w.entry:
+            lines = w.entry.split(b"\n")
+            claim, claims = json.loads(lines[0])
+            yield lines, claims, number(claim)
 
 
 def _images(written: Iterable[Written], split: str, ids: ImageIds) -> Iterator[bytes]:
-    for lines, number in _entries(written, split, ids):
+    for lines, _, number in _entries(written, split, ids):
         yield b'{"id": %d, ' % number + lines[1][1:]
 
 
 def _annotations(
     written: Iterable[Written], split: str, images: ImageIds, objects: ImageIds
 ) -> Iterator[bytes]:
-    numbers = iter(objects.assign())
-    for lines, image in _entries(written, split, images):
-        for text in filter(None, lines[2:]):
-            yield b'{"id": %d, "image_id": %d, ' % (next(numbers), image) + text[1:]
+    number_of = objects.assign()
+    for lines, claims, image in _entries(written, split, images):
+        for text, claim in zip(filter(None, lines[2:]), claims, strict=True):
+            yield b'{"id": %d, "image_id": %d, ' % (number_of(claim), image) + text[1:]

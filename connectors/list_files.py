@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from pipeline.errors import UnsafePath, UsageError
 from pipeline.files import is_junk
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from pipeline.trees.sinks import Sink
+
+_LEAST_SLOTS: Final = 1024  # a power of two, as all sizes of the table
 
 
 class ListFiles:
@@ -84,11 +87,15 @@ def not_hidden(name: str) -> str:
 
 
 class OnePlaceEach:
-    """Makes sure that no two records were written to the same files, at some 60 bytes a record."""
+    """Makes sure that no two records were written to the same files.
+
+    Holds 12 to 24 bytes a record, for moments 36: a 64-bit hash of each place in an open-addressed
+    table. Of ten million places, two are taken for one with a chance of 1 in 300,000.
+    """
 
     def __init__(self, format: str) -> None:
         self._format = format
-        self._seen: set[int] = set()
+        self._table, self._count = _empty(_LEAST_SLOTS), 0
 
     def check(self, place: str) -> None:
         """Book a record's place.
@@ -96,10 +103,29 @@ class OnePlaceEach:
         Raises:
             UsageError: another record was written there.
         """
-        mark = hash(place)
-        if mark in self._seen:
+        if 3 * self._count >= 2 * len(self._table):
+            full, self._table = self._table, _empty(2 * len(self._table))
+            for mark in full:
+                if mark:
+                    self._table[self._slot(mark)] = mark
+        mark = hash(place) or 1  # 0 is an empty slot
+        slot = self._slot(mark)
+        if self._table[slot]:
             raise UsageError(
                 f"two records are called {place!r} and {self._format} has one place for both, so "
                 "one overwrote the other; write one dataset, or one split, at a time"
             )
-        self._seen.add(mark)
+        self._table[slot] = mark
+        self._count += 1
+
+    def _slot(self, mark: int) -> int:
+        """Return where a hash lies, or would lie."""
+        table, last = self._table, len(self._table) - 1
+        slot = mark & last
+        while table[slot] and table[slot] != mark:
+            slot = (slot + 1) & last
+        return slot
+
+
+def _empty(slots: int) -> array[int]:
+    return array("q", bytes(8 * slots))

@@ -26,10 +26,12 @@ from jobs.outcome import book, stop_after
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pipeline.record import Sample
+    from connectors.dataset import Samples
 
 APP = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 CHUNK_SAMPLES = 64
+FAR_CHUNK_SAMPLES = 256
+"""From and to buckets: at the end of a chunk, fewer and fewer requests are on the way."""
 
 
 @APP.command()
@@ -67,6 +69,7 @@ def convert(
         from jobs.apart import check_apart
         from pipeline.labels.relabel import Relabeller, target_space
         from pipeline.runner import Resources, choose
+        from pipeline.trees.ahead import is_far, listed_ahead
         from pipeline.trees.union import open_source
 
         check_apart(src, dst)
@@ -77,9 +80,14 @@ def convert(
             to, dst, Relabeller.to(space, spaces), LaterFactory(from_, tree.url)
         )
 
-        def counted() -> Iterator[Sample]:
-            for summary.inputs, sample in enumerate(reader.list(tree, splits), 1):
-                yield sample
+        far = is_far(tree.url) or is_far(dst)
+
+        def pieces() -> Iterator[Samples]:
+            size = FAR_CHUNK_SAMPLES if far else CHUNK_SAMPLES
+            cut = Samples.cut(reader.list(tree, splits), size)
+            for piece in listed_ahead(cut, far=tree.far):
+                summary.inputs += len(piece)
+                yield piece
 
         # The listing is a stream: its length is not known before its end.
         chosen = choose(runner, seconds=0, resources=Resources(), address=address, workers=workers)
@@ -88,7 +96,7 @@ def convert(
                 factory,
                 Source(
                     (from_, tree.url, *splits),
-                    Samples.cut(counted(), CHUNK_SAMPLES),
+                    pieces(),
                     samples=lambda piece: piece,
                     check=lambda: open_source(tree.url).names(),
                     facts={from_: reader.facts(tree)},

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -32,17 +33,44 @@ IN_FLIGHT: Final = 64
 """Most samples that one process works on at once; also the connections that it keeps open."""
 _IN_FLIGHT_ON_NODE: Final = 256
 _LEAST_IN_FLIGHT: Final = 4
+_PIECES_AHEAD: Final = 4
 _CPUS: Final = "SEGMILL_ACTOR_CPUS"
 _ACTORS: Final = "SEGMILL_ACTORS"
 
-_PATIENCE: Final = 0.5
-"""Seconds that a thread waits for a permit before it goes on without one."""
+_PATIENCE: Final = 2.0
+"""Seconds without a permit given back, after which those with the permits are taken for stuck."""
+
+
+class _Permits:
+    """Leave to compute, for so many threads at once."""
+
+    def __init__(self, count: int) -> None:
+        self._free, self._moved = threading.Semaphore(count), time.monotonic()
+
+    def take(self) -> None:
+        """Wait for a permit."""
+        self._free.acquire()
+
+    def take_unless_stuck(self) -> bool:
+        """Wait for a permit; False where none moves any more.
+
+        For a thread that may hold a lock which those with the permits wait for.
+        """
+        while not self._free.acquire(timeout=_PATIENCE):
+            if time.monotonic() - self._moved > _PATIENCE:
+                return False
+        return True
+
+    def give_back(self) -> None:
+        """Let the next one compute."""
+        self._moved = time.monotonic()
+        self._free.release()
 
 
 class _Own(threading.local):
     """What a thread holds: a permit to compute, and the files of the sample it works on."""
 
-    permit: threading.Semaphore | None = None
+    permit: _Permits | None = None
     files: dict[str, bytes] | None = None
 
 
@@ -59,6 +87,28 @@ def is_far(url: str) -> bool:
         return False
     archive = ARCHIVE_URL.fullmatch(url)
     return local_path(archive[3] if archive else url) is None
+
+
+def listed_ahead(pieces: Iterable[T], *, far: bool) -> Iterator[T]:
+    """Yield the pieces of a listing; of one far away the next few are fetched meanwhile.
+
+    Where a listing passes from folder to folder it makes requests in series: no work waits then.
+
+    Raises:
+        Exception: what the listing raised, in its place.
+    """
+    feed = iter(pieces)
+    if not far:
+        yield from feed
+        return
+    lister = ThreadPoolExecutor(1, "segmill-listing")
+    try:
+        window = deque(lister.submit(next, feed, None) for _ in range(_PIECES_AHEAD))
+        while (piece := window.popleft().result()) is not None:
+            window.append(lister.submit(next, feed, None))
+            yield piece
+    finally:
+        lister.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass(slots=True)
@@ -119,31 +169,26 @@ def share(environment: Mapping[str, str], cores: int) -> tuple[int, int]:
 
 
 @cache
-def _pool(process: int) -> tuple[ThreadPoolExecutor, threading.Semaphore, int]:
+def _pool(process: int) -> tuple[ThreadPoolExecutor, _Permits, int]:
     """Return the threads that this process's workers share, the permits, the threads' number."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     permits, most = share(os.environ, cores or 1)
-    return ThreadPoolExecutor(most, "segmill-ahead"), threading.Semaphore(permits), most
+    return ThreadPoolExecutor(most, "segmill-ahead"), _Permits(permits), most
 
 
-def _with_permit(permits: threading.Semaphore, function: Callable[[T], R], item: T) -> R:
-    _take(permits)
+def _with_permit(permits: _Permits, function: Callable[[T], R], item: T) -> R:
+    permits.take()
+    _OWN.permit = permits
     try:
         return function(item)
     finally:
         _give_back()
 
 
-def _take(permits: threading.Semaphore) -> None:
-    # Not for ever: this thread may hold a lock that those with the permits wait for.
-    if permits.acquire(timeout=_PATIENCE):
-        _OWN.permit = permits
-
-
-def _give_back() -> threading.Semaphore | None:
+def _give_back() -> _Permits | None:
     permits, _OWN.permit = _OWN.permit, None
     if permits is not None:
-        permits.release()
+        permits.give_back()
     return permits
 
 
@@ -154,8 +199,8 @@ def waiting() -> Iterator[None]:
     try:
         yield
     finally:
-        if permits is not None:
-            _take(permits)
+        if permits is not None and permits.take_unless_stuck():
+            _OWN.permit = permits
 
 
 @contextmanager

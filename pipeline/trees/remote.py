@@ -183,6 +183,19 @@ class RemoteTree(Tree):
                 children.append((key, item.get("size") or 0, _fingerprint(item)))
         return sorted(children)
 
+    def children(self) -> Iterator[tuple[str, bool]]:
+        """Yield the root's children by name, sorted, and whether each is a directory.
+
+        In a bucket they come from the first page on; a directory once for each file below it.
+        """
+        self._remote.at("")
+        if self._remote.objects is None:
+            yield from ((key.rstrip("/"), key[-1] == "/") for key, _, _ in self._children(""))
+            return
+        for entry in self.walk():
+            name, slash, _ = entry.name.partition("/")
+            yield name, bool(slash)
+
     def names(self, under: str = "") -> list[str]:
         """Return the names of the direct children of `under`, sorted."""
         return sorted(key.rstrip("/") for key, _, _ in self._children(safe_name(under, self.url)))
@@ -237,12 +250,18 @@ class RemoteTree(Tree):
 
     def isdir(self, name: str) -> bool:
         """Tell whether a directory is there."""
+        _, path = self._remote.at(name)
+        objects = self._remote.objects
+        with waiting():
+            if objects is not None and objects.holds(path):
+                return True
         return self._ask("isdir", name)
 
     def _ask(self, question: str, name: str) -> bool:
         fs, path = self._remote.at(name)
         try:
-            return bool(getattr(fs, question)(path))
+            with waiting():
+                return bool(getattr(fs, question)(path))
         except Exception as error:  # no such bucket, no credentials, no network
             raise LayoutError(f"{self.url_of(name)}: cannot be reached: {say(error)}") from error
 
@@ -250,7 +269,8 @@ class RemoteTree(Tree):
         """Return one file's entry by one request."""
         fs, path = self._remote.at(name)
         try:
-            info = fs.info(path)
+            with waiting():
+                info = fs.info(path)
         except Exception as error:
             raise self._unreadable(name, error) from error
         if info["type"] == "directory":

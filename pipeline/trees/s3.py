@@ -110,6 +110,20 @@ class Objects:
         )
         return done is not None
 
+    def holds(self, path: str) -> bool:
+        """Tell whether an object lies below a path; False where obstore cannot tell.
+
+        It takes one page of a listing; s3fs would list the whole directory.
+        """
+        prefix = self._key(path) or None
+        try:
+            found = self._try(
+                lambda: next(iter(self._api.list(self._store, prefix, chunk_size=1)), ())
+            )
+        except FileNotFoundError:
+            return False
+        return bool(found)
+
     def pages(self, path: str, after: str | None) -> Iterator[list[Listed]]:
         """Yield the objects below a path, those after a key, a thousand at a time, by their keys.
 

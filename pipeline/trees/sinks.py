@@ -198,8 +198,15 @@ class RemoteSink(Sink):
         with tempfile.NamedTemporaryFile(prefix="segmill-") as part:
             yield part.file  # type: ignore[misc]
             part.flush()
-            fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-            self._patiently(name, lambda: fs.put_file(part.name, path))
+
+            def upload() -> None:
+                try:
+                    fs.put_file(part.name, path)
+                except FileNotFoundError:  # a file system with real directories
+                    fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+                    fs.put_file(part.name, path)
+
+            self._patiently(name, upload)
 
     def remove(self, name: str) -> None:
         """Remove a file; one that is not there is no error."""

@@ -378,7 +378,7 @@ def _archives(tree: Tree) -> list[str]:
     if isinstance(tree, LocalTree) and not tree.only:
         names = _local_files(tree.url)
     elif isinstance(tree, RemoteTree):
-        names = ((name, False) for name in tree.names())
+        names = tree.children()
     else:
         return []
     found = []

@@ -159,10 +159,10 @@ def test_numbers(claims: list[int | None]) -> None:
     ids = ImageIds()
     for claim in claims:
         ids.add(claim)
-    given = list(ids.assign())
+    given = [*map(ids.assign(), claims)]
     assert len(set(given)) == len(given) == len(claims)
     first = {claim: at for at, claim in reversed([*enumerate(claims)]) if claim is not None}
     assert all(given[at] == claim for claim, at in first.items())
     claimed = [c for c in claims if c is not None]
     assert ids.changed() == len(claimed) - len(set(claimed))
-    assert list(ids.assign()) == given
+    assert [*map(ids.assign(), claims)] == given

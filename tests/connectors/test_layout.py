@@ -194,3 +194,17 @@ def test_two_of_one_place() -> None:
     places.check("b")
     with pytest.raises(UsageError, match="voc has one place"):
         places.check("a")
+
+
+@given(st.lists(st.integers(0, 60), max_size=90), st.integers(0, 4000))
+def test_the_first_place_that_comes_again_is_named(numbers: list[int], before: int) -> None:
+    places, seen = OnePlaceEach("voc"), set[int]()
+    for number in range(before):
+        places.check(f"before/{number}")
+    for number in numbers:
+        if number in seen:
+            with pytest.raises(UsageError, match=f"'train/{number}'"):
+                places.check(f"train/{number}")
+        else:
+            places.check(f"train/{number}")
+        seen.add(number)

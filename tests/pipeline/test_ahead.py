@@ -13,6 +13,7 @@ from pipeline.trees.ahead import (
     actor_env,
     fetched_once,
     is_far,
+    listed_ahead,
     share,
     waiting,
 )
@@ -86,7 +87,8 @@ class TestMap:
         with pytest.raises(ZeroDivisionError):
             next(results)
 
-    def test_a_lock_held_over_a_request_stops_nobody_for_ever(self):
+    def test_a_lock_held_over_a_request_stops_nobody_for_ever(self, monkeypatch):
+        monkeypatch.setattr("pipeline.trees.ahead._PATIENCE", 0.05)
         lock = threading.Lock()
 
         def work(number: int) -> int:
@@ -95,6 +97,54 @@ class TestMap:
             return number
 
         assert list(Ahead().map(work, range(20), far=True)) == list(range(20))
+
+
+    def test_a_long_queue_is_not_taken_for_threads_that_are_stuck(self, monkeypatch):
+        monkeypatch.setattr("pipeline.trees.ahead._PATIENCE", 0.2)
+        monkeypatch.setattr("pipeline.trees.ahead._pool", _pool.__wrapped__)
+        monkeypatch.setattr("os.sched_getaffinity", lambda _: range(2))
+        computing = Gauge()
+
+        def work(number: int) -> int:
+            with waiting():
+                time.sleep(0.001)
+            with computing:
+                time.sleep(0.02)
+            return number
+
+        assert list(Ahead().map(work, range(64), far=True)) == list(range(64))
+        assert computing.most < 20  # 2, but for what a stalled machine lets through
+
+
+class TestListedAhead:
+    def test_the_next_pieces_are_listed_while_one_is_worked_on(self):
+        listed = []
+        pieces = listed_ahead((listed.append(n) or n for n in range(100)), far=True)
+        assert next(pieces) == 0
+        limit = time.monotonic() + 10
+        while len(listed) < 5 and time.monotonic() < limit:
+            time.sleep(0.001)
+        assert listed == list(range(5))
+        assert list(pieces) == list(range(1, 100))
+
+    def test_near_pieces_are_listed_when_asked_for(self):
+        listed = []
+        pieces = listed_ahead((listed.append(n) or n for n in range(9)), far=False)
+        assert (next(pieces), listed) == (0, [0])
+
+    def test_an_error_is_raised_in_its_place_and_no_thread_stays(self):
+        before = threading.active_count()
+        pieces = listed_ahead((1 // (3 - n) for n in range(9)), far=True)
+        assert [next(pieces) for _ in range(3)] == [0, 0, 1]
+        with pytest.raises(ZeroDivisionError):
+            next(pieces)
+        abandoned = listed_ahead(iter(range(100)), far=True)
+        next(abandoned)
+        abandoned.close()
+        limit = time.monotonic() + 10
+        while threading.active_count() > before and time.monotonic() < limit:
+            time.sleep(0.01)
+        assert threading.active_count() <= before
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ from pipeline.errors import LayoutError, MissingFile
 from pipeline.files import open_sink, open_tree, read_url
 from pipeline.store import Store
 from pipeline.trees.s3 import RETRIES, Objects
+from pipeline.trees.union import open_source
 from tests.connectors.trees import bare, contents
 from tests.jobs.calls import call
-from tests.pipeline.s3_server import Fault, Proxy, s3_server
+from tests.pipeline.s3_server import PAGE, Fault, Proxy, s3_server
 
 if not all(find_spec(name) for name in ("moto", "flask", "s3fs", "boto3")):
     pytest.skip("no S3 server: pip install 'segmill[dev]'", allow_module_level=True)
@@ -105,6 +106,20 @@ class TestObjects:
         assert s3.count("GET .*list-type=2") - s3.state().faults[0].hits == 4
         assert [e.name for e in tree.walk()] == names
 
+    def test_a_big_directory_is_opened_by_a_page_each_question(
+        self, s3, bucket, monkeypatch
+    ):
+        pytest.importorskip("obstore")
+        monkeypatch.setattr("pipeline.trees.s3._PAGE", PAGE)
+        upload(bucket, {f"d/e/{i:03}.jpg": b"x" for i in range(35)})
+        s3.reset()
+        tree = open_source(f"{bucket}/d/e")  # is it a directory, and one of archives?
+        assert s3.count("GET .*list-type=2") == len(s3.state().requests) == 2
+        s3.reset()
+        assert tree.isdir("") and open_tree(bucket).isdir("d")
+        assert not tree.isdir("000.jpg") and not tree.isdir("nope")
+        assert s3.count("GET .*continuation") == 0
+
     def test_both_ways_list_alike(self, s3, bucket, monkeypatch):
         import boto3
 
@@ -117,9 +132,14 @@ class TestObjects:
             put(Bucket=bucket[5:], Key=key, Body=b"" if empty else b"data")
         by_keys = list(open_tree(bucket).walk())
         assert {"a", "a/b", "empty", "m/zero.txt"} < {e.name for e in by_keys}
+        asked = ["", "a", "a.jpg", "a-", "e", "e.f", "empty", "m", "m/n", "m/zero.txt", "nope"]
+        tree = open_tree(bucket)
+        are_dirs = [tree.isdir(n) for n in asked]
         below = {under: list(open_tree(bucket).walk(under)) for under in ("a", "e", "m")}
         monkeypatch.setattr("pipeline.trees.remote.Objects.of", lambda *_: None)
         assert by_keys == list(open_tree(bucket).walk())
+        tree = open_tree(bucket)
+        assert [tree.isdir(n) for n in asked] == are_dirs
         assert below == {under: list(open_tree(bucket).walk(under)) for under in below}
         assert [open_tree(bucket).entry(e.name) for e in by_keys] == by_keys
 
@@ -193,6 +213,8 @@ class TestObjects:
         assert not sink.exists("list.txt")
         with sink.stream("list.txt") as file:
             file.write(b"whole")
+            s3.reset()
+        assert [r.partition(" ")[0] for r in s3.state().requests] == ["PUT"]
         assert open_tree(bucket).read("list.txt") == b"whole"
 
     def test_a_big_stream_is_uploaded_in_parts(self, s3, bucket):
