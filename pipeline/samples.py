@@ -55,6 +55,13 @@ def of_batch(batch: pa.RecordBatch | pa.Table) -> list[Sample]:
     return [Sample(*row) for row in zip(*(columns[n] for n in Sample.__slots__), strict=True)]
 
 
+def with_digest(batch: pa.RecordBatch, digest: str) -> pa.RecordBatch:
+    """Return the samples with what will label them."""
+    return batch.set_column(
+        SCHEMA.get_field_index("digest"), SCHEMA.field("digest"), coded(digest, batch.num_rows)
+    )
+
+
 def coded(values: str | pa.Array | None, rows: int) -> pa.Array:
     """Return a column of few different values, or of one, as `SCHEMA` has it."""
     if isinstance(values, pa.Array):

@@ -55,7 +55,7 @@ def execute(
     Raises:
         SumMismatch: an input was lost or doubled; a bug of ours.
     """
-    drive = _Drive(store, run, publish)
+    drive = Drive(store, run, publish)
     try:
         total = drive.plan(samples, shard_rows, on_listed)
         if total:
@@ -69,7 +69,7 @@ def execute(
         drive.close()
 
 
-class _Drive:
+class Drive:
     """The plan of one execution, and its commits as shards come in."""
 
     def __init__(self, store: Store, run: Run, publish: str) -> None:
