@@ -16,6 +16,7 @@ from pipeline.record import EMBEDDED
 from pipeline.run import Run, RunReport
 from pipeline.runs.choice import Choice
 from pipeline.runs.drive import execute
+from pipeline.runs.outlook import foresee
 from pipeline.samples import of_batch, with_digest
 from pipeline.tables.location import locate
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pipeline.predict.options import LabelOptions
     from pipeline.record import Sample
     from pipeline.runner import Runner
+    from pipeline.runs.outlook import Outlook
     from pipeline.segmenter import SegmenterFactory
     from pipeline.store import Store
 
@@ -136,6 +138,20 @@ class LabelJob:
             raise UsageError(f"{self.source}: the labels would replace the rows they are made from")
 
 
+def foresee_labels(
+    job: LabelJob,
+    store: Store | None,
+    kind: str,
+    on_listed: Callable[[int, int], None] = lambda listed, todo: None,
+) -> Outlook:
+    """Return what `label` would do; `store` is None where there is none yet. Nothing is written."""
+    run = None
+    if store is not None:
+        job.check(store.url)
+        run = Run.unfinished(store, VERB, kind=kind, identity=job.identity())
+    return foresee(store, run, job.samples(), job.shard_images, on_listed)
+
+
 def label(
     source: str,
     store: Store,
@@ -154,7 +170,7 @@ def label(
 ) -> RunReport:
     """Label the images of `source` that the store does not hold under this digest.
 
-    `facts` go into the run's record, beside the digest; `pipeline.runs.estimate` reads them.
+    `facts` go into the run's record, beside the digest; `pipeline.runs.outlook` reads them.
     """
     job = LabelJob(source, digest, dataset, where, choice or Choice(), shard_images)
     job.check(store.url)

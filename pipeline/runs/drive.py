@@ -210,6 +210,7 @@ class Drive:
             "inputs": report.inputs,
             "done": report.done,
             "failed": report.failed,
+            "adopted": report.adopted,
             "seconds": {stage: round(spent, 3) for stage, spent in report.seconds.items()},
         }
         path = f"{RUNS}/{self._run.name}/finished.json"

@@ -80,10 +80,10 @@ class KeyPile:
         rows = self._sorted()
         self._held, self._held_rows = [], 0
         if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="segmill-keys-")
+            self._file = tempfile.TemporaryFile(prefix="segmill-keys-")  # noqa: SIM115 - as long as the pile
         edges = (0, *np.searchsorted(rows[:, 0], _EDGES).tolist(), len(rows))
         self._chunks.append(_Chunk(self._file.seek(0, 2), edges))
-        self._file.write(memoryview(rows).cast("B"))
+        self._file.write(rows.data)
 
     def _read(self, chunk: _Chunk, part: int) -> Numbers:
         assert self._file is not None
@@ -112,7 +112,7 @@ class Index:
         """Sort a pile of (high, low, label, home)."""
         columns: Numbers = np.empty((4, 0 if pile.spilled else pile.rows), np.uint64)
         if pile.spilled:
-            file = tempfile.TemporaryFile(prefix="segmill-index-")
+            file = tempfile.TemporaryFile(prefix="segmill-index-")  # noqa: SIM115 - mapped
             columns = np.memmap(file, np.uint64, "w+", shape=(4, pile.rows))
         at = 0
         for part in pile.parts():

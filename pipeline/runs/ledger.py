@@ -102,7 +102,7 @@ class Ledger:
 
     def rows(self) -> list[tuple[bytes, str]]:
         """Return each row's key and fragment, sorted: for tests, it takes a hundred bytes a row."""
-        found = []
+        found: list[tuple[bytes, str]] = []
         for part in self._parts:
             at = np.flatnonzero(self._alive[part.home])
             keys = as_bytes(part.high[at], part.low[at])

@@ -6,14 +6,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.runs.index import Index, KeyPile
 from pipeline.runs.keys import batch_keys, keys_of
+from pipeline.runs.ledger import State
 from pipeline.samples import joined
 from pipeline.tables.fragment import Fragment, open_fragment
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from numpy.typing import NDArray
 
     from pipeline.run import Run
@@ -28,6 +29,8 @@ class Orphan:
     fragment: Fragment
     keys: Keys
     covered: list[pa.RecordBatch] = field(default_factory=list)
+    changed: int = 0
+    """Of those covered, how many the store holds of another fingerprint or labeller."""
 
     def fits(self) -> bool:
         """Tell whether each of its rows is still to be done, once."""
@@ -69,14 +72,17 @@ class Orphans:
         return cls(found)
 
     def take(
-        self, batch: pa.RecordBatch, keys: Keys, missing: NDArray[np.bool_]
+        self, batch: pa.RecordBatch, keys: Keys, states: NDArray[np.uint8]
     ) -> NDArray[np.bool_]:
-        """Note which missing samples an orphan covers, and tell which."""
+        """Note which samples that are not done an orphan covers, and tell which."""
+        missing = states != State.DONE
         homes = np.full(batch.num_rows, -1, np.int64)
         if self.found:
             for asked, row in self._index.hits(keys.high, keys.low):
                 same = missing[asked] & (self._index.label[row] == keys.label[asked])
                 homes[asked[same]] = self._index.home[row[same]].astype(np.int64)
         for number in np.unique(homes[homes >= 0]).tolist():
-            self.found[number].covered.append(batch.take(np.flatnonzero(homes == number)))
+            rows = np.flatnonzero(homes == number)
+            self.found[number].covered.append(batch.take(pa.array(rows)))
+            self.found[number].changed += int((states[rows] == State.CHANGED).sum())
         return homes >= 0

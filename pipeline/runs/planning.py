@@ -7,7 +7,8 @@ temporary file when they are many: to find what the listing names again.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from itertools import pairwise
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
@@ -25,11 +26,20 @@ if TYPE_CHECKING:
     from pipeline.record import Sample
     from pipeline.runs.ledger import Ledger
     from pipeline.runs.orphans import Orphan, Orphans
-    from pipeline.runs.plan import Plan
 
     Listing = Iterable[Sample] | Iterable[pa.RecordBatch]
 
 _BATCH_ROWS: Final = 32_768
+
+
+class Shards(Protocol):
+    """What takes the shards: a plan."""
+
+    def add(self, samples: pa.RecordBatch) -> None:
+        """Take a batch of samples as one shard."""
+
+    def flush(self) -> None:
+        """Be done."""
 
 
 class Planner:
@@ -41,11 +51,12 @@ class Planner:
     """
 
     def __init__(
-        self, ledger: Ledger | None, orphans: Orphans, plan: Plan | None, shard_rows: int
+        self, ledger: Ledger | None, orphans: Orphans, plan: Shards, shard_rows: int
     ) -> None:
         self._ledger, self._orphans, self._plan = ledger, orphans, plan
         self._shard_rows = shard_rows
         self._waiting: list[pa.RecordBatch] = []
+        self._waiting_rows = 0
         self._rows = KeyPile(3)
         self.listed = self.todo = self.changed = self.repeated = 0
         self.adopted: list[Orphan] = []
@@ -63,10 +74,9 @@ class Planner:
             if orphan.fits():
                 self.adopted.append(orphan)
             elif orphan.covered:
-                self._add(joined(orphan.covered))
+                self._plan.add(joined(orphan.covered))
             orphan.covered.clear()
-        if self._plan is not None:
-            self._plan.flush()
+        self._plan.flush()
         self._count()
 
     def _take(self, batch: pa.RecordBatch) -> None:
@@ -78,28 +88,25 @@ class Planner:
         at = np.arange(self.listed, self.listed + batch.num_rows, dtype=np.uint64)
         flags = missing.astype(np.uint64) + (states == State.CHANGED).astype(np.uint64)
         self._rows.add(keys.high, keys.low, (at << np.uint64(2)) | flags)
-        left = np.flatnonzero(missing & ~self._orphans.take(batch, keys, missing))
+        left = np.flatnonzero(missing & ~self._orphans.take(batch, keys, states))
         self.listed += batch.num_rows
         self.todo += int(missing.sum())
-        if left.size and self._plan is not None:
+        if left.size:
             picked = batch if left.size == batch.num_rows else batch.take(left)
             for piece in _cells(picked, left // self._shard_rows):
                 self._wait(piece)
 
     def _wait(self, piece: pa.RecordBatch) -> None:
         """Put what is left of a cell to what waits, as one shard if that is not too much."""
-        if sum(b.num_rows for b in self._waiting) + piece.num_rows > self._shard_rows:
+        if self._waiting_rows + piece.num_rows > self._shard_rows:
             self._flush()
         self._waiting.append(piece)
+        self._waiting_rows += piece.num_rows
 
     def _flush(self) -> None:
         if self._waiting:
-            self._add(joined(self._waiting))
-            self._waiting = []
-
-    def _add(self, batch: pa.RecordBatch) -> None:
-        if self._plan is not None:
-            self._plan.add(batch)
+            self._plan.add(joined(self._waiting))
+            self._waiting, self._waiting_rows = [], 0
 
     def _count(self) -> None:
         """Sum up: of a row that the listing names again, the first counts."""
@@ -118,12 +125,13 @@ class Planner:
                 for key, flag in zip(as_bytes(rows[:, 0], rows[:, 1]), flags[again], strict=True):
                     self.again[key] = not flag or key in taken
         self.todo -= sum(o.fragment.rows for o in self.adopted)
+        self.changed -= sum(o.changed for o in self.adopted)
 
 
 def _cells(batch: pa.RecordBatch, cells: NDArray[np.intp]) -> Iterator[pa.RecordBatch]:
     """Yield the rows of each cell; `cells` numbers that of each row, ascending."""
     edges = [0, *(np.flatnonzero(np.diff(cells)) + 1).tolist(), len(cells)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         yield batch.slice(start, end - start)
 
 

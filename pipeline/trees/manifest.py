@@ -27,6 +27,10 @@ from pipeline.trees.local import walked_entry
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from numpy.typing import NDArray
+
+    Mask = NDArray[np.bool_]
+
 FOUND: Final = pa.schema(
     [("name", pa.string()), ("path", pa.string()), ("fingerprint", pa.string())]
 )
@@ -138,8 +142,8 @@ def _merged(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             for start, names in zip(starts, runs, strict=True):
                 begin = 0 if low is None else max(0, bisect_left(names, low) - 1)
                 end = len(names) if high is None else bisect_left(names, high)
-                pieces = map(reader.get_batch, range(start + begin, start + end))
-                parts += [_between(piece, low, high) for piece in pieces]
+                held = map(reader.get_batch, range(start + begin, start + end))
+                parts += [_between(piece, low, high) for piece in held]
             yield from _in_pieces(_in_memory(parts), _ROWS)
 
 
@@ -233,30 +237,54 @@ def _resolved(base: str, texts: pa.Array) -> tuple[pa.Array, pa.Array]:
 
     What is plain is done by columns; the rest, whose path must be normalised, one by one.
     """
-    url, absolute = pc.match_substring(texts, "://"), pc.starts_with(texts, "/")
-    rooted, local = pc.and_not(absolute, url), pc.invert(pc.or_(absolute, url))
-    relative = pc.and_not(local, pc.match_substring_regex(texts, _ODD_RELATIVE))
-    files = pc.and_not(rooted, pc.match_substring_regex(texts, _ODD_ABSOLUTE))
-    links = pc.and_not(
-        pc.match_substring_regex(texts, _PLAIN_URL), pc.match_substring_regex(texts, "(?i)^file:")
-    )
     below, prefix = base.rstrip("/") + "/", _resolve(base, "x")[:-1]
-    paths = pc.if_else(relative, pc.binary_join_element_wise(prefix, texts, ""), texts)
-    inside = pc.starts_with(paths, below)
-    names = pc.if_else(inside, pc.utf8_slice_codeunits(paths, len(below)), paths)
-    if pc.any(pc.and_not(links, inside)).as_py():
-        names = pc.if_else(inside, names, pc.replace_substring_regex(names, "^[^:]*://", ""))
-    if pc.any(pc.and_not(files, inside)).as_py():
-        names = pc.if_else(pc.and_not(files, inside), pc.utf8_ltrim(names, "/"), names)
-    plain = pc.or_(pc.or_(relative, files), links)
-    rows = np.flatnonzero(~plain.to_numpy(zero_copy_only=False))
+    url, absolute = _mask(pc.match_substring(texts, "://")), _mask(pc.starts_with(texts, "/"))
+    relative = ~url & ~absolute
+    relative &= ~_matches(texts, _ODD_RELATIVE, relative)
+    files = absolute & ~url
+    files &= ~_matches(texts, _ODD_ABSOLUTE, files)
+    links = _matches(texts, _PLAIN_URL, url)
+    links &= ~_matches(texts, "(?i)^file:", url)
+    paths = texts
+    if relative.any():
+        joined = pc.binary_join_element_wise(prefix, texts, "")
+        paths = joined if relative.all() else pc.if_else(pa.array(relative), joined, texts)
+    inside = _mask(pc.starts_with(paths, below))
+    names = pc.utf8_slice_codeunits(paths, len(below)) if inside.any() else paths
+    if (links & ~inside).any():
+        names = _replaced(names, links & ~inside, _without_scheme(paths))
+    if (files & ~inside).any():
+        names = _replaced(names, files & ~inside, pc.utf8_ltrim(paths, "/"))
+    rows = np.flatnonzero(~((relative & inside) | files | links))
     if rows.size:
         names, paths = _mended(base, texts, rows, names, paths)
     return names, paths
 
 
+def _mask(column: pa.Array) -> Mask:
+    return np.asarray(column.to_numpy(zero_copy_only=False), bool)
+
+
+def _matches(texts: pa.Array, pattern: str, among: Mask) -> Mask:
+    """Tell of some texts whether they match; a regular expression costs more than all else."""
+    if not among.any():
+        return among
+    return among & _mask(pc.match_substring_regex(texts, pattern))
+
+
+def _replaced(column: pa.Array, rows: Mask, others: pa.Array) -> pa.Array:
+    return others if rows.all() else pc.if_else(pa.array(rows), others, column)
+
+
+def _without_scheme(urls: pa.Array) -> pa.Array:
+    scheme = urls[0].as_py().partition("://")[0] + "://"
+    if pc.all(pc.starts_with(urls, scheme)).as_py():
+        return pc.utf8_slice_codeunits(urls, len(scheme))
+    return pc.replace_substring_regex(urls, "^[^:]*://", "")
+
+
 def _mended(
-    base: str, texts: pa.Array, rows: Any, names: pa.Array, paths: pa.Array
+    base: str, texts: pa.Array, rows: NDArray[np.intp], names: pa.Array, paths: pa.Array
 ) -> tuple[pa.Array, pa.Array]:
     """Return names and paths with those of some rows resolved one by one."""
     whole = [_resolve(base, text) for text in texts.take(rows).to_pylist()]
