@@ -64,6 +64,32 @@ def label(
     ] = None,
     dataset: Annotated[str, typer.Option(help="The dataset's name in the rows.")] = "",
     shard_images: Annotated[int, typer.Option(min=1, help="Images in one shard of work.")] = 128,
+    limit: Annotated[
+        int | None, typer.Option(min=0, help="Only the first N images. The rest are no inputs.")
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Only part I of N, 1/4 to 4/4, by a hash of the path: for clusters that share a "
+            "bucket. The rest are no inputs.",
+        ),
+    ] = None,
+    sample: Annotated[
+        str | None,
+        typer.Option(
+            metavar="P%",
+            help="Only a share, by a hash of the path: the 1% are among the 2%. Taken before "
+            "--shard, and both before --limit. The rest are no inputs.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what would be done, and what it takes; write nothing."),
+    ] = False,
+    price_per_gpu_hour: Annotated[
+        float | None, typer.Option(min=0, help="For --dry-run: what an hour of a GPU costs.")
+    ] = None,
     max_errors: MaxErrorsOption = "0",
     runner: RunnerOption = "auto",
     address: AddressOption = None,
@@ -72,13 +98,15 @@ def label(
 ) -> None:
     """Label images in bulk: listed, minus what is done, on segmenters, exactly once."""
     with command("label", as_json=as_json, debug=debug, max_errors=max_errors) as summary:
+        from pipeline.labelling import LabelJob, label_digest
         from pipeline.labelling import label as label_images
-        from pipeline.labelling import label_digest
         from pipeline.models import load_model
         from pipeline.predict.options import LabelOptions
+        from pipeline.runs.choice import Choice
         from pipeline.segmenter import SegmenterFactory
         from pipeline.store import Store
 
+        choice = Choice.parse(limit, shard, sample)
         options = LabelOptions(
             batch_size=batch_size,
             precision=cast("Any", precision),
@@ -89,8 +117,15 @@ def label(
         loaded = load_model(model, weights=weights, label_space=label_space)
         digest, space = label_digest(loaded.digest, options), loaded.label_space
         del loaded  # the workers load their own
-        target = Store.create(store, [space])
         resources = _resources(actors, gpus_per_actor, address)
+        factory = SegmenterFactory(model, weights, label_space, options)
+        if dry_run:
+            from jobs.label_outlook import tell_outlook
+
+            job = LabelJob(images, digest, dataset, where, choice, shard_images)
+            tell_outlook(summary, job, store, factory, resources, price_per_gpu_hour)
+            return
+        target = Store.create(store, [space])
 
         def pick(count: int) -> Runner:
             from pipeline.runner import choose
@@ -103,18 +138,21 @@ def label(
             report = label_images(
                 images,
                 target,
-                SegmenterFactory(model, weights, label_space, options),
+                factory,
                 digest,
                 choose_runner=pick,
                 dataset=dataset,
                 where=where,
+                choice=choice,
                 shard_images=shard_images,
+                facts={"gpus_per_worker": resources.gpus},
                 on_progress=progress.reach,
                 on_listed=progress.listed,
             )
         summary.book(report)
         summary.paths["store"] = target.url
         summary.figures |= {"model_digest": digest, "label_space": space.name}
+        summary.figures["changed"] = report.changed
         if report.failed:
             _tell(target, report.run)
 

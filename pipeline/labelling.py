@@ -1,6 +1,6 @@
 """Bulk labelling: the plan from a listing of images, less what is done, to segmenters.
 
-report = label("images/", Store.create("labels", [space]), factory, ...)
+report = label("images/", Store.create("labels", [space]), factory, digest, ...)
 """
 
 from __future__ import annotations
@@ -8,23 +8,33 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.errors import UsageError
-from pipeline.record import EMBEDDED, Sample
+from pipeline.record import EMBEDDED
 from pipeline.run import Run, RunReport
+from pipeline.runs.choice import Choice
 from pipeline.runs.drive import execute
+from pipeline.runs.outlook import foresee
+from pipeline.samples import of_batch, with_digest
 from pipeline.tables.location import locate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
+
+    import pyarrow as pa
 
     from pipeline.predict.options import LabelOptions
+    from pipeline.record import Sample
     from pipeline.runner import Runner
+    from pipeline.runs.outlook import Outlook
     from pipeline.segmenter import SegmenterFactory
     from pipeline.store import Store
 
 SHARD_IMAGES: Final = 128
+VERB: Final = "label"
+_STORED_ROWS: Final = 16384
 
 
 def label_digest(model_digest: str, options: LabelOptions) -> str:
@@ -41,19 +51,25 @@ def list_samples(
     Rows of a store keep their image_id, dataset and split, and are labelled on the pixel grid that
     their truth lies on.
     """
-    from dataclasses import replace
+    for batch in list_sample_batches(source, digest, dataset=dataset, where=where):
+        yield from of_batch(batch)
 
-    from pipeline.images import list_images
+
+def list_sample_batches(
+    source: str, digest: str, *, dataset: str = "", where: str | None = None
+) -> Iterator[pa.RecordBatch]:
+    """List the same as batches (`pipeline.samples`), for millions of them."""
+    from pipeline.trees.listing import list_batches
 
     if _is_store(source):
         if dataset:
             raise UsageError("--dataset is for images; the rows of a store keep their own")
-        yield from _stored_samples(source, digest, where)
+        yield from _stored_batches(source, digest, where)
         return
     if where is not None:
         raise UsageError(f"--where chooses rows of a store, and {source} is none")
-    for sample in list_images(source, dataset=dataset):
-        yield replace(sample, digest=digest)
+    for batch in list_batches(source, dataset=dataset):
+        yield with_digest(batch, digest)
 
 
 def _is_store(source: str) -> bool:
@@ -64,19 +80,76 @@ def _is_store(source: str) -> bool:
     return bool(DeltaTable.is_deltatable(locate(source)))
 
 
-def _stored_samples(source: str, digest: str, where: str | None) -> Iterator[Sample]:
+def _stored_batches(source: str, digest: str, where: str | None) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from pipeline.samples import SCHEMA, coded
     from pipeline.store import Store
 
     store = Store.open(source)
     outside: dict[str, Any] = {"as_stored": True}
-    inside = outside | {"store": store.url, "version": store.version}
+    inside = json.dumps(outside | {"store": store.url, "version": store.version})
     columns = ["image_id", "dataset", "split", "fingerprint", "image.path"]
     columns.append("provenance.model_digest")
-    for batch in store.scan(columns, where, batch_rows=4096):
-        for row in batch.to_pylist():
-            embedded = (row.pop("provenance.model_digest") or "").endswith(EMBEDDED)
-            note = inside if embedded else outside
-            yield Sample(path=row.pop("image.path"), **row, digest=digest, payload=note)
+    for batch in store.scan(columns, where, batch_rows=_STORED_ROWS):
+        made = batch["provenance.model_digest"].cast(pa.string()).fill_null("")
+        notes = pc.if_else(pc.ends_with(made, EMBEDDED), inside, json.dumps(outside))
+        given = {
+            "image_id": batch["image_id"].cast(pa.string()),
+            "path": batch["image.path"].cast(pa.string()),
+            "fingerprint": batch["fingerprint"].cast(pa.string()),
+            "digest": coded(digest, batch.num_rows),
+            "dataset": coded(batch["dataset"], batch.num_rows),
+            "split": coded(batch["split"], batch.num_rows),
+            "payload": coded(notes, batch.num_rows),
+        }
+        yield pa.RecordBatch.from_arrays([given[n] for n in SCHEMA.names], schema=SCHEMA)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelJob:
+    """What is to be labelled, by what, and where the labels go."""
+
+    source: str
+    digest: str
+    """Of the labeller: `label_digest`."""
+    dataset: str = ""
+    where: str | None = None
+    choice: Choice = field(default_factory=Choice)
+    shard_images: int = SHARD_IMAGES
+
+    def identity(self) -> list[str]:
+        """Return what makes two commands the same run."""
+        place = self.source if "://" in self.source else os.path.abspath(self.source)
+        plain = [place, self.dataset, self.where or "", self.digest, str(self.shard_images)]
+        return plain + self.choice.identity
+
+    def samples(self) -> Iterator[pa.RecordBatch]:
+        """List the images that were chosen, as batches."""
+        listed = list_sample_batches(
+            self.source, self.digest, dataset=self.dataset, where=self.where
+        )
+        return self.choice.of(listed)
+
+    def check(self, store: str) -> None:
+        """Raise UsageError when the labels would replace the rows that they are made from."""
+        if locate(self.source) == locate(store):
+            raise UsageError(f"{self.source}: the labels would replace the rows they are made from")
+
+
+def foresee_labels(
+    job: LabelJob,
+    store: Store | None,
+    kind: str,
+    on_listed: Callable[[int, int], None] = lambda listed, todo: None,
+) -> Outlook:
+    """Return what `label` would do; `store` is None where there is none yet. Nothing is written."""
+    run = None
+    if store is not None:
+        job.check(store.url)
+        run = Run.unfinished(store, VERB, kind=kind, identity=job.identity())
+    return foresee(store, run, job.samples(), job.shard_images, on_listed)
 
 
 def label(
@@ -88,26 +161,29 @@ def label(
     choose_runner: Callable[[int], Runner],
     dataset: str = "",
     where: str | None = None,
+    choice: Choice | None = None,
     shard_images: int = SHARD_IMAGES,
     publish: str = "as they come",
+    facts: Mapping[str, Any] | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     on_listed: Callable[[int, int], None] = lambda listed, todo: None,
 ) -> RunReport:
-    """Label the images of `source` that the store does not hold under this digest."""
-    if locate(source) == store.url:
-        raise UsageError(f"{source}: the labels would replace the rows they are made from")
-    place = source if "://" in source else os.path.abspath(source)
-    identity = [place, dataset, where or "", digest, str(shard_images)]
-    run = Run.begin(store, "label", kind=factory.options.kind, identity=identity)
-    samples = list_samples(source, digest, dataset=dataset, where=where)
+    """Label the images of `source` that the store does not hold under this digest.
+
+    `facts` go into the run's record, beside the digest; `pipeline.runs.outlook` reads them.
+    """
+    job = LabelJob(source, digest, dataset, where, choice or Choice(), shard_images)
+    job.check(store.url)
+    run = Run.begin(store, VERB, kind=factory.options.kind, identity=job.identity())
     return execute(
         store,
-        samples,
+        job.samples(),
         factory,
         run=run,
         choose_runner=choose_runner,
         shard_rows=shard_images,
         publish=publish,
+        facts={"model_digest": digest, **(facts or {})},
         on_progress=on_progress,
         on_listed=on_listed,
     )

@@ -21,10 +21,13 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Protocol
 
+import pyarrow as pa
+
 from pipeline.errors import InputError, SegmillError, SumMismatch
 from pipeline.record import Record, Sample, to_table
+from pipeline.runs.attempts import new_attempt
 from pipeline.runs.failures import Failure
-from pipeline.runs.ledger import done_key, row_key
+from pipeline.runs.keys import row_keys
 from pipeline.tables.fragment import Fragment, write_fragment
 
 if TYPE_CHECKING:
@@ -60,31 +63,44 @@ class Run:
     verb: str
     at: datetime
     kind: str = "truth"
-    attempt: str = field(default_factory=lambda: f"{time.time_ns():x}-{os.getpid()}")
+    attempt: str = field(default_factory=new_attempt)
     resumed: bool = False
 
     @classmethod
     def begin(cls, store: Store, verb: str, *, kind: str, identity: Sequence[str]) -> Run:
         """Take up the unfinished run of this command, or begin a new one."""
-        key = hashlib.blake2b(json.dumps([verb, *identity]).encode(), digest_size=8).hexdigest()
-        tree = store.tree()
-        unfinished = [
+        unfinished = cls.unfinished(store, verb, kind=kind, identity=identity)
+        if unfinished is not None:
+            return unfinished
+        key, at = _key(verb, identity), _now()
+        # The version tells apart two runs of one command within a second.
+        run = cls(f"{verb}-{key}-{at:%Y%m%dT%H%M%S}-{store.version}", key, verb, at, kind)
+        text = json.dumps({"name": run.name, "verb": verb, "at": at.isoformat()})
+        store.sink().write(f"{RUNS}/{run.name}/run.json", text.encode())
+        return run
+
+    @classmethod
+    def unfinished(
+        cls, store: Store, verb: str, *, kind: str, identity: Sequence[str]
+    ) -> Run | None:
+        """Return the run of this command that began and did not finish, if there is one."""
+        key, tree = _key(verb, identity), store.tree()
+        found = [
             name
             for name in (tree.names(RUNS) if tree.isdir(RUNS) else [])
             if f"-{key}-" in name
             and tree.exists(f"{RUNS}/{name}/run.json")
             and not tree.exists(f"{RUNS}/{name}/finished.json")
         ]
-        if unfinished:
-            name = max(unfinished)
-            held = json.loads(tree.read(f"{RUNS}/{name}/run.json"))
-            return cls(name, key, verb, datetime.fromisoformat(held["at"]), kind, resumed=True)
-        at = _now()
-        # The version tells apart two runs of one command within a second.
-        run = cls(f"{verb}-{key}-{at:%Y%m%dT%H%M%S}-{store.version}", key, verb, at, kind)
-        text = json.dumps({"name": run.name, "verb": verb, "at": at.isoformat()})
-        store.sink().write(f"{RUNS}/{run.name}/run.json", text.encode())
-        return run
+        if not found:
+            return None
+        name = max(found)
+        held = json.loads(tree.read(f"{RUNS}/{name}/run.json"))
+        return cls(name, key, verb, datetime.fromisoformat(held["at"]), kind, resumed=True)
+
+
+def _key(verb: str, identity: Sequence[str]) -> str:
+    return hashlib.blake2b(json.dumps([verb, *identity]).encode(), digest_size=8).hexdigest()
 
 
 def _now() -> datetime:
@@ -103,9 +119,8 @@ class Shard:
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> Shard:
         """Name a shard after its samples."""
-        digest = hashlib.blake2b(digest_size=12)
-        for s in samples:
-            digest.update(done_key(s.dataset, s.path, s.fingerprint, s.digest))
+        identities = [(s.dataset, s.path, s.fingerprint, s.digest) for s in samples]
+        digest = hashlib.blake2b(json.dumps(identities).encode(), digest_size=12)
         return cls(digest.hexdigest(), tuple(samples))
 
     def halves(self) -> list[Shard]:
@@ -160,15 +175,15 @@ class _ShardWorker:
                 written += pile.add(result)
             else:
                 failed.append(Failure.of(sample, stage, result))
-        if len(pile.keys) + len(failed) != len(shard.samples):
+        if len(pile.rows) + len(failed) != len(shard.samples):
             raise SumMismatch(
-                f"shard {shard.name}: {len(shard.samples)} samples, but {len(pile.keys)} records "
+                f"shard {shard.name}: {len(shard.samples)} samples, but {len(pile.rows)} records "
                 f"and {len(failed)} failures"
             )
         written += pile.write()
         spent = {"label": time.perf_counter() - start - written, "write": written}
         return Shelved(
-            tuple(pile.fragments), len(pile.keys), tuple(failed), tuple(pile.keys), spent
+            tuple(pile.fragments), len(pile.rows), tuple(failed), tuple(pile.keys()), spent
         )
 
     def _label(self, samples: Sequence[Sample]) -> Iterator[tuple[Sample, Record | InputError]]:
@@ -192,14 +207,14 @@ class _ShardWorker:
         settled = set()
         try:
             for sample, result in self.labeller(samples):
-                settled.add(row_key(sample.dataset, sample.path))
+                settled.add((sample.dataset, sample.path))
                 yield sample, result, None
             return
         except SegmillError:
             raise
         except Exception as error:
             broke = error
-        left = [s for s in samples if row_key(s.dataset, s.path) not in settled]
+        left = [s for s in samples if (s.dataset, s.path) not in settled]
         if not left:
             raise broke
         if len(samples) == 1:
@@ -245,7 +260,7 @@ class _Pile:
     run: Run
     shard: Shard
     fragments: list[Fragment] = field(default_factory=list)
-    keys: list[bytes] = field(default_factory=list)
+    rows: list[tuple[str, str]] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
     size: int = 0
 
@@ -256,8 +271,13 @@ class _Pile:
             spent = self.write()
         self.records.append(record)
         self.size += size
-        self.keys.append(row_key(record.dataset, record.image.path or ""))
+        self.rows.append((record.dataset, record.image.path or ""))
         return spent
+
+    def keys(self) -> list[bytes]:
+        """Return the identities of all rows that were added."""
+        datasets, paths = ([row[n] for row in self.rows] for n in (0, 1))
+        return row_keys(pa.array(datasets, pa.string()), pa.array(paths, pa.string()))
 
     def write(self) -> float:
         """Write what waits as one fragment; return the seconds that it took."""
@@ -289,6 +309,8 @@ class RunReport:
     failed: int = 0
     resumed: bool = False
     adopted: int = 0
+    changed: int = 0
+    """Of those to do, how many the store held of another fingerprint or labeller."""
     version: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 

@@ -5,29 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from contextlib import closing
-from dataclasses import dataclass, field
-from itertools import compress, islice
-from typing import TYPE_CHECKING, Final
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
+import pyarrow as pa
 
 from pipeline.errors import InputError, StoreError
-from pipeline.runs.failures import Failure
-from pipeline.tables.fragment import Fragment, open_fragment
-from pipeline.runs.ledger import Ledger, done_key, row_key
-from pipeline.runs.plan import Plan
 from pipeline.run import RUNS, Run, RunReport, Shard, ShardWriter, Shelved
+from pipeline.runs.failures import Failure
+from pipeline.runs.keys import as_bytes, row_keys
+from pipeline.runs.ledger import Ledger
+from pipeline.runs.orphans import Orphans
+from pipeline.runs.plan import Plan
+from pipeline.runs.planning import Planner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-
-    from numpy.typing import NDArray
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pipeline.record import Sample
     from pipeline.run import Labeller
     from pipeline.runner import Outcome, Runner
+    from pipeline.runs.planning import Listing
     from pipeline.store import Store, Swap
+    from pipeline.tables.fragment import Fragment
 
 _COMMIT_FRAGMENTS: Final = 64
 _COMMIT_SECONDS: Final = 20.0
@@ -35,7 +35,7 @@ _COMMIT_SECONDS: Final = 20.0
 
 def execute(
     store: Store,
-    samples: Iterable[Sample],
+    samples: Listing,
     make_labeller: Callable[[], Labeller],
     *,
     run: Run,
@@ -44,68 +44,43 @@ def execute(
     publish: str = "as they come",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     on_listed: Callable[[int, int], None] = lambda listed, todo: None,
+    facts: Mapping[str, Any] | None = None,
 ) -> RunReport:
     """Label the samples that the store does not hold, and commit the rows.
 
+    The listing comes as samples, or as batches of them (`pipeline.samples`), which costs a tenth.
     `choose_runner` gets the number of samples left to do. With `publish="at the end"` nothing is
-    visible to readers before one commit at the end.
+    visible to readers before one commit at the end. `facts` are put into the run's record.
 
     Raises:
         SumMismatch: an input was lost or doubled; a bug of ours.
     """
-    drive = _Drive(store, run, publish)
-    total = drive.plan(samples, shard_rows, on_listed)
-    if total:
-        writer = ShardWriter(make_labeller, drive.store.sink(), run)
-        runner = choose_runner(total)
-        with closing(runner.map(writer, drive.shards(), Shard.halves)) as outcomes:
-            for outcome in outcomes:
-                on_progress(drive.take(outcome), total)
-    return drive.finish()
+    drive = Drive(store, run, publish)
+    try:
+        total = drive.plan(samples, shard_rows, on_listed)
+        if total:
+            writer = ShardWriter(make_labeller, drive.store.sink(), run)
+            runner = choose_runner(total)
+            with closing(runner.map(writer, drive.shards(), Shard.halves)) as outcomes:
+                for outcome in outcomes:
+                    on_progress(drive.take(outcome), total)
+        return drive.finish(facts or {})
+    finally:
+        drive.close()
 
 
-@dataclass(slots=True)
-class _Orphan:
-    """A fragment that this run wrote before it died, and the listed samples that it covers."""
-
-    fragment: Fragment
-    rows: tuple[bytes, ...]
-    labels: frozenset[bytes]
-    covered: dict[bytes, Sample] = field(default_factory=dict)
-
-
-class _Drive:
+class Drive:
     """The plan of one execution, and its commits as shards come in."""
 
     def __init__(self, store: Store, run: Run, publish: str) -> None:
         self.store, self._run, self._publish = store, run, publish
         self._report = RunReport(run.name, resumed=run.resumed)
         self._ledger, self._ledger_version = Ledger.of(store), store.version
-        self._orphans = self._find_orphans()
         self._staged: list[Shelved] = []
         self._told = self._failures_told()
-        self._twice: dict[bytes, bool] = {}  # rows that the listing names again -> one was taken
-        self._taken: set[bytes] = set()  # rows of adopted orphans
+        self._again: dict[bytes, bool] = {}  # rows that the listing names again -> one was taken
         self._plan = Plan(store, run)
         self._last_commit = time.monotonic()
-
-    def _find_orphans(self) -> list[_Orphan]:
-        """Read what this run wrote and did not commit."""
-        tree, below = self.store.tree(), f"data/{self._run.name}"
-        if not self._run.resumed or not tree.isdir(below):
-            return []
-        held, found = {f.path for f in self.store.fragments()}, []
-        for entry in tree.walk(below, (".parquet",)):
-            if entry.name in held:
-                continue
-            try:
-                fragment, keys = open_fragment(tree, entry.name)
-            except (OSError, ValueError):  # torn by a crash of the file system: done again
-                continue
-            rows = tuple(row_key(k.dataset, k.path) for k in keys)
-            labels = frozenset(done_key(k.dataset, k.path, k.fingerprint, k.digest) for k in keys)
-            found.append(_Orphan(fragment, rows, labels))
-        return found
 
     def _failures_told(self) -> set[str]:
         """Return the failures that this run wrote down before it died."""
@@ -116,74 +91,42 @@ class _Drive:
 
     def plan(
         self,
-        samples: Iterable[Sample],
+        samples: Listing,
         shard_rows: int,
         on_listed: Callable[[int, int], None] = lambda listed, todo: None,
     ) -> int:
-        """Write the plan: the listing in shards by position, less what the store holds.
-
-        Of a row that the listing names again, the first counts. Return the samples left to do.
-        """
-        orphan_of = {label: o for o in self._orphans for label in o.labels}
-        keys: list[NDArray[np.bytes_]] = []
-        open_: list[NDArray[np.bool_]] = []
-        feed, seen, todo = iter(samples), 0, 0
-        while listed := list(islice(feed, shard_rows)):
-            missing = self._ledger.missing(listed)
-            keys.append(np.array([row_key(s.dataset, s.path) for s in listed], "S16"))
-            open_.append(np.array(missing, bool))
-            left = []
-            for sample in compress(listed, missing):
-                label = done_key(sample.dataset, sample.path, sample.fingerprint, sample.digest)
-                orphan = orphan_of.get(label)
-                if orphan is None:
-                    left.append(sample)
-                else:
-                    orphan.covered[label] = sample
-            self._plan.add(left)
-            seen, todo = seen + len(listed), todo + sum(missing)
-            on_listed(seen, todo)
-        for orphan in self._orphans:
-            self._settle(orphan)
-        self._plan.flush()
-        return self._count(keys, open_)
-
-    def _settle(self, orphan: _Orphan) -> None:
-        """Adopt an orphan whose rows are all still to be done; else have them done again."""
-        if orphan.labels == orphan.covered.keys() and len(orphan.rows) == len(orphan.labels):
-            self._staged.append(Shelved((orphan.fragment,), len(orphan.rows), (), orphan.rows))
-            self._report.adopted += len(orphan.rows)
-            self._taken.update(orphan.rows)
-        else:
-            self._plan.add(list(orphan.covered.values()))
-
-    def _count(self, keys: list[NDArray[np.bytes_]], open_: list[NDArray[np.bool_]]) -> int:
-        """Sum up the listing: what is left to do, what is skipped, what is named again."""
-        rows = np.concatenate(keys) if keys else np.empty(0, "S16")
-        todo = np.concatenate(open_) if open_ else np.empty(0, bool)
-        unique, first, counts = np.unique(rows, return_index=True, return_counts=True)
+        """Write the plan, and return the samples left to do."""
+        orphans = Orphans.of(self.store, self._run)
+        planner = Planner(self._ledger, orphans, self._plan, shard_rows)
+        planner.read(samples, on_listed)
+        for orphan in planner.adopted:
+            keys = tuple(as_bytes(orphan.keys.high, orphan.keys.low))
+            self._staged.append(Shelved((orphan.fragment,), len(keys), (), keys))
         report = self._report
-        report.inputs, report.repeated = int(rows.size), int(rows.size - unique.size)
-        for key, place in zip(unique[counts > 1], first[counts > 1], strict=True):
-            name = bytes(key).ljust(16, b"\0")
-            self._twice[name] = not todo[place] or name in self._taken
-        left = int(todo[first].sum()) - report.adopted
-        report.skipped = report.inputs - left
-        return left
+        report.inputs, report.repeated = planner.listed, planner.repeated
+        report.adopted = sum(o.fragment.rows for o in planner.adopted)
+        report.skipped = planner.listed - planner.todo
+        report.changed = planner.changed
+        self._again = planner.again
+        return planner.todo
 
     def shards(self) -> Iterator[Shard]:
         """Read the plan back, a shard at a time; what the listing names again is left out."""
         for shard in self._plan.shards():
-            once = [s for s in shard.samples if self._first(s)] if self._twice else shard.samples
+            once = self._firsts(shard.samples) if self._again else shard.samples
             if once:
                 yield shard if len(once) == len(shard.samples) else Shard.of(once)
 
-    def _first(self, sample: Sample) -> bool:
-        key = row_key(sample.dataset, sample.path)
-        seen = self._twice.get(key)
-        if seen is not None:
-            self._twice[key] = True
-        return not seen
+    def _firsts(self, samples: Sequence[Sample]) -> list[Sample]:
+        datasets = pa.array([s.dataset for s in samples], pa.string())
+        keys = row_keys(datasets, pa.array([s.path for s in samples], pa.string()))
+        once = []
+        for key, sample in zip(keys, samples, strict=True):
+            if not self._again.get(key, False):
+                once.append(sample)
+            if key in self._again:
+                self._again[key] = True
+        return once
 
     def take(self, outcome: Outcome[Shard, Shelved]) -> int:
         """Book a shard's outcome and return how many samples are booked so far."""
@@ -255,17 +198,30 @@ class _Drive:
         if self.store.version == self._ledger_version + 1:
             self._ledger_version = self.store.version
 
-    def finish(self) -> RunReport:
+    def finish(self, facts: Mapping[str, Any]) -> RunReport:
         """Commit the rest, mark the run as finished and return its report."""
         if self._staged:
             self._commit()
         report = self._report
         report.version = self.store.version
         report.check_sum()
-        text = json.dumps({"inputs": report.inputs, "done": report.done, "failed": report.failed})
-        self.store.sink().write(f"{RUNS}/{self._run.name}/finished.json", text.encode())
-        self._plan.remove()
+        record = {
+            **facts,
+            "inputs": report.inputs,
+            "done": report.done,
+            "failed": report.failed,
+            "adopted": report.adopted,
+            "seconds": {stage: round(spent, 3) for stage, spent in report.seconds.items()},
+        }
+        path = f"{RUNS}/{self._run.name}/finished.json"
+        self.store.sink().write(path, json.dumps(record).encode())
+        self._plan.remove(others=True)
         return report
+
+    def close(self) -> None:
+        """Take the plan away: a run that is taken up lists anew."""
+        with suppress(Exception):  # what ended the run says more
+            self._plan.remove()
 
 
 def _mark(dataset: str, path: str, message: str, **_: object) -> str:

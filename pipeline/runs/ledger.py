@@ -1,18 +1,22 @@
-"""What a store holds already, in 40 bytes a row: the memory that makes runs exactly-once.
+"""What a store holds already, in 32 bytes a row: the memory that makes runs exactly-once.
 
 A row's identity is (dataset, image path); its label is done when the fingerprint of the image and
-the digest of the labeller agree as well.
+the digest of the labeller agree as well. Keys of many rows lie in temporary files (`index`).
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from pipeline.errors import StoreError
+from pipeline.runs.index import Index, KeyPile, joined
+from pipeline.runs.keys import as_bytes, as_numbers, batch_keys, keys_of, row_key, row_keys
+from pipeline.samples import to_batch
 from pipeline.tables.fragment import Fragment, write_fragment
 
 if TYPE_CHECKING:
@@ -21,43 +25,23 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.record import Sample
+    from pipeline.runs.keys import Keys
     from pipeline.store import Store
 
-_KEY: Final = np.dtype("S16")
+__all__ = ["IDENTITY", "Ledger", "State", "row_key", "row_keys"]
+
+IDENTITY: Final = ("dataset", "image.path", "fingerprint", "provenance.model_digest")
+"""The columns that say what a row is, and what its label was made of."""
+_MOST_PARTS: Final = 12
 
 
-def row_key(dataset: str, path: str) -> bytes:
-    """Return the 16-byte identity of a row."""
-    text = f"{dataset}\0{path}"
-    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest()
+class State(IntEnum):
+    """What a snapshot holds of an image."""
 
-
-def done_key(dataset: str, path: str, fingerprint: str, digest: str) -> bytes:
-    """Return the 16-byte identity of a label."""
-    text = f"{dataset}\0{path}\0{fingerprint}\0{digest}"
-    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest()
-
-
-@dataclass(slots=True)
-class _Index:
-    """Sorted 16-byte keys, and the number of the fragment that each lies in."""
-
-    keys: NDArray[np.bytes_] = field(default_factory=lambda: np.empty(0, _KEY))
-    homes: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
-
-    def keep(self, held: NDArray[np.bool_]) -> None:
-        """Drop the keys of fragments that are no longer there; `held` is by number."""
-        kept = held[self.homes]
-        self.keys, self.homes = self.keys[kept], self.homes[kept]
-
-    def add(self, keys: NDArray[np.bytes_], homes: NDArray[np.int32]) -> None:
-        """Merge unsorted keys in."""
-        order = np.argsort(keys, kind="stable")
-        keys, homes = keys[order], homes[order]
-        if self.keys.size:
-            at = np.searchsorted(self.keys, keys, "right")
-            keys, homes = np.insert(self.keys, at, keys), np.insert(self.homes, at, homes)
-        self.keys, self.homes = keys, homes
+    NEW = 0
+    CHANGED = 1
+    """A row, of another fingerprint or labeller."""
+    DONE = 2
 
 
 @dataclass(slots=True)
@@ -67,11 +51,11 @@ class Ledger:
     `paths` names the fragments by number; one that a later snapshot no longer has keeps its number.
     """
 
-    rows: _Index = field(default_factory=_Index)
-    done: _Index = field(default_factory=_Index)
     paths: list[str] = field(default_factory=list)
     own: set[str] = field(default_factory=set)
     """Fragments of the ledger's owner, who asks for their rows no more: they are never read."""
+    _parts: list[Index] = field(default_factory=list)
+    _alive: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, bool))
 
     @classmethod
     def of(cls, store: Store) -> Ledger:
@@ -83,39 +67,47 @@ class Ledger:
     def follow(self, store: Store) -> None:
         """Go on to another snapshot: read the fragments that are new, drop what is gone."""
         there = {f.path: f for f in store.fragments()}
-        if self.paths:
-            held = np.array([path in there for path in self.paths])
-            if not held.all():
-                self.rows.keep(held)
-                self.done.keep(held)
+        self._alive = np.array([path in there for path in self.paths], bool)
         known = {path for path in self.paths if path in there} | self.own
         new = [path for path in there if path not in known]
-        numbers = {path: n for n, path in enumerate(new, len(self.paths))}
-        if not numbers:
+        if not new:
             return
-        rows: list[NDArray[np.bytes_]] = []
-        done: list[NDArray[np.bytes_]] = []
-        homes: list[NDArray[np.int32]] = []
-        columns = ["dataset", "image.path", "fingerprint", "provenance.model_digest"]
-        for home, batch in store.scan_fragments(columns, only=[there[path] for path in numbers]):
-            names, paths, prints, digests = (c.to_pylist() for c in batch.columns)
-            marks = zip(names, paths, prints, [d or "" for d in digests], strict=True)
-            done.append(np.array([done_key(*m) for m in marks], _KEY))
-            rows.append(np.array([row_key(n, p) for n, p in zip(names, paths, strict=True)], _KEY))
-            homes.append(np.full(batch.num_rows, numbers[home], np.int32))
-        self.paths += numbers
-        if rows:
-            places = np.concatenate(homes)
-            self.rows.add(np.concatenate(rows), places)
-            self.done.add(np.concatenate(done), places)
+        numbers = {path: n for n, path in enumerate(new, len(self.paths))}
+        pile = KeyPile(4)
+        for home, batch in store.scan_fragments(IDENTITY, only=[there[path] for path in new]):
+            keys = keys_of(*batch.columns)
+            pile.add(*keys, np.full(batch.num_rows, numbers[home], np.uint64))
+        self.paths += new
+        self._alive = np.append(self._alive, np.ones(len(new), bool))
+        self._parts.append(Index.of(pile))
+        if len(self._parts) > _MOST_PARTS:  # the first, of the start, stays as it is
+            self._parts = [self._parts[0], joined(self._parts[1:], self._alive)]
+
+    def states(self, keys: Keys) -> NDArray[np.uint8]:
+        """Tell the `State` of each sample."""
+        states = np.zeros(keys.high.size, np.uint8)
+        for part in self._parts:
+            for asked, row in part.hits(keys.high, keys.low):
+                alive = self._alive[part.home[row]]
+                asked, row = asked[alive], row[alive]
+                same = part.label[row] == keys.label[asked]
+                found = np.where(same, State.DONE, State.CHANGED).astype(np.uint8)
+                states[asked] = np.maximum(states[asked], found)
+        return states
 
     def missing(self, samples: Sequence[Sample]) -> list[bool]:
         """Tell of each sample whether the snapshot lacks its label."""
-        if not self.done.keys.size:
-            return [True] * len(samples)
-        keys = [done_key(s.dataset, s.path, s.fingerprint, s.digest) for s in samples]
-        held = _contains(self.done.keys, np.array(keys, _KEY))
-        return [not there for there in held.tolist()]
+        states = self.states(batch_keys(to_batch(samples)))
+        return [bool(missing) for missing in states != State.DONE]
+
+    def rows(self) -> list[tuple[bytes, str]]:
+        """Return each row's key and fragment, sorted: for tests, it takes a hundred bytes a row."""
+        found: list[tuple[bytes, str]] = []
+        for part in self._parts:
+            at = np.flatnonzero(self._alive[part.home])
+            keys = as_bytes(part.high[at], part.low[at])
+            found += zip(keys, (self.paths[int(n)] for n in part.home[at]), strict=True)
+        return sorted(found)
 
     def displaced(
         self, store: Store, keys: Collection[bytes], coming: Sequence[Fragment]
@@ -125,41 +117,43 @@ class Ledger:
         `keys` are the rows that the fragments `coming` hold. The old fragments are read whole, one
         at a time, and what is left of each is written under a name of its own.
         """
-        wanted = np.array(sorted(keys), _KEY)
-        low, high = (np.searchsorted(self.rows.keys, wanted, side) for side in ("left", "right"))
-        hits = [i for a, b in zip(low, high, strict=True) for i in range(a, b)]
-        if not hits:
-            return [], []
         new = {f.path for f in coming}
+        numbers = [n for n in self._homes(keys) if self.paths[n] not in new]
+        if not numbers:
+            return [], []
         held = {f.path: f for f in store.fragments()}
         left, gone = [], []
-        for number in np.unique(self.rows.homes[hits]):
+        for number in numbers:
             path = self.paths[number]
-            if path in new or not path:
-                continue
             if path not in held:
                 raise StoreError(f"{store.url}: the ledger is of another version; please report it")
             gone.append(held[path])
             rest = _without(store, path, keys)
             self.paths[number] = rest.path if rest is not None else ""
+            self._alive[number] = rest is not None
             if rest is not None:
                 left.append(rest)
         return left, gone
 
-
-def _contains(keys: NDArray[np.bytes_], wanted: NDArray[np.bytes_]) -> NDArray[np.bool_]:
-    at = np.minimum(np.searchsorted(keys, wanted), keys.size - 1)
-    return np.asarray(keys[at] == wanted)
+    def _homes(self, keys: Collection[bytes]) -> list[int]:
+        """Return the numbers of the fragments that hold some of the rows."""
+        if not keys:
+            return []
+        high, low = as_numbers(keys)
+        homes = [part.home[row] for part in self._parts for _, row in part.hits(high, low)]
+        found = np.unique(np.concatenate([np.empty(0, np.uint64), *homes])).astype(np.int64)
+        return [int(n) for n in found[self._alive[found]]]
 
 
 def _without(store: Store, path: str, keys: Collection[bytes]) -> Fragment | None:
     """Write a fragment's rows less those named; None when no row is left."""
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     table = pq.read_table(pa.BufferReader(store.tree().read(path)))
-    columns = zip(table["dataset"].to_pylist(), table["image"].to_pylist(), strict=True)
-    kept = [row_key(dataset, image["path"]) not in keys for dataset, image in columns]
+    paths = pc.struct_field(table["image"], "path").combine_chunks()
+    kept = [key not in keys for key in row_keys(table["dataset"].combine_chunks(), paths)]
     if not any(kept):
         return None
     rest = table.filter(pa.array(kept))

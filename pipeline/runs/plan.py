@@ -1,20 +1,22 @@
 """The plan of a run: its shards, written below the store before work starts, read back one by one.
 
-Parts are compressed JSON lines of some megabytes. Nobody reads another's plan, and a run that was
-taken up lists anew: plans go when the run is finished, those of attempts that died with them.
+Parts are compressed Arrow streams of some megabytes. Nobody reads another's plan, and a run that
+was taken up lists anew: an attempt takes its plan away when it ends, and those of attempts that
+were killed go with the run that finishes on the same machine, or by `vacuum`.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import StoreError
-from pipeline.record import Sample
 from pipeline.run import RUNS, Run, Shard
+from pipeline.runs.attempts import began, is_dead
+from pipeline.samples import joined, of_batch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,8 +24,9 @@ if TYPE_CHECKING:
     from pipeline.files import Tree
     from pipeline.store import Store
 
-PART_BYTES: Final = 8 << 20
+PART_BYTES: Final = 16 << 20
 _PREFIX: Final = "plan-"
+_SHARD: Final = "shard"
 
 
 class Plan:
@@ -31,54 +34,69 @@ class Plan:
 
     def __init__(self, store: Store, run: Run) -> None:
         self._store, self._run = store, run
-        self._lines: list[bytes] = []
+        self._held: list[pa.RecordBatch] = []
         self._size = self._parts = 0
 
-    def add(self, samples: list[Sample]) -> None:
-        """Plan samples as one shard; none make no shard."""
-        if not samples:
+    def add(self, samples: pa.RecordBatch) -> None:
+        """Plan a batch of samples as one shard; none make no shard."""
+        if not samples.num_rows:
             return
-        line = _line(Shard.of(samples))
-        self._lines.append(line)
-        self._size += len(line)
+        self._held.append(samples)
+        self._size += samples.nbytes
         if self._size >= PART_BYTES:
             self.flush()
 
     def flush(self) -> None:
         """Write down what was added."""
-        if self._lines:
-            self._store.sink().write(self._part(self._parts), _packed(b"".join(self._lines)))
+        if self._held:
+            rows = [batch.num_rows for batch in self._held]
+            numbers = pa.array(np.repeat(np.arange(len(rows), dtype=np.int32), rows))
+            table = pa.Table.from_batches([joined(self._held)]).append_column(_SHARD, numbers)
+            self._store.sink().write(self._part(self._parts), _packed(table))
             self._parts += 1
-            self._lines.clear()
+            self._held.clear()
             self._size = 0
 
     def shards(self) -> Iterator[Shard]:
         """Read the plan back, a shard at a time.
 
         Raises:
-            StoreError: another process finished this run meanwhile, and took its plans away.
+            StoreError: someone took the plan away.
         """
         tree = self._store.tree()
         for number in range(self._parts):
             try:
-                text = _unpacked(tree.read(self._part(number)))
+                data = tree.read(self._part(number))
             except FileNotFoundError:
                 raise StoreError(
-                    f"{self._store.url}: another process finished run {self._run.name} at the same "
-                    f"time; run this again to do what it left"
+                    f"{self._store.url}: the plan of run {self._run.name} was taken away "
+                    f"(`store vacuum`?); run this again to do what is left"
                 ) from None
-            for line in text.splitlines():
-                held = json.loads(line)
-                yield Shard(held["shard"], tuple(Sample(**s) for s in held["samples"]))
+            table = pa.ipc.open_stream(pa.BufferReader(data)).read_all().combine_chunks()
+            ends = np.cumsum(np.bincount(table[_SHARD].to_numpy()))
+            for start, end in zip([0, *ends[:-1]], ends, strict=True):
+                yield Shard.of(of_batch(table.slice(start, end - start)))
 
-    def remove(self) -> None:
-        """Remove the plans of all attempts at this run."""
+    def remove(self, *, others: bool = False) -> None:
+        """Remove this attempt's plan; with `others` those of dead attempts at the run as well."""
         sink = self._store.sink()
-        for name in _plans(self._store.tree(), self._run.name):
-            sink.remove(name)
+        for number in range(self._parts):
+            sink.remove(self._part(number))
+        self._parts = 0
+        for name in _plans(self._store.tree(), self._run.name) if others else ():
+            if is_dead(name.rsplit("/", 2)[-2]):
+                sink.remove(name)
 
     def _part(self, number: int) -> str:
-        return f"{RUNS}/{self._run.name}/{self._run.attempt}/{_PREFIX}{number:05d}.jsonl.zst"
+        return f"{RUNS}/{self._run.name}/{self._run.attempt}/{_PREFIX}{number:05d}.arrow"
+
+
+def _packed(table: pa.Table) -> memoryview:
+    packed = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_stream(packed, table.schema, options=options) as out:
+        out.write_table(table)
+    return memoryview(packed.getvalue())
 
 
 def stale_plans(tree: Tree, hours: float) -> list[str]:
@@ -90,7 +108,7 @@ def stale_plans(tree: Tree, hours: float) -> list[str]:
         found += [
             name
             for name in _plans(tree, run)
-            if finished or _began(name.rsplit("/", 2)[-2]) < before
+            if finished or began(name.rsplit("/", 2)[-2]) < before
         ]
     return found
 
@@ -101,30 +119,3 @@ def _plans(tree: Tree, run: str) -> list[str]:
         return []
     names = (entry.name for entry in tree.walk(folder))
     return sorted(name for name in names if name.rpartition("/")[2].startswith(_PREFIX))
-
-
-def _began(attempt: str) -> int:
-    """Return when an attempt began, in nanoseconds: its name says so."""
-    try:
-        return int(attempt.partition("-")[0], 16)
-    except ValueError:
-        return time.time_ns()
-
-
-def _line(shard: Shard) -> bytes:
-    samples: list[dict[str, Any]] = [
-        {name: getattr(s, name) for name in Sample.__slots__} for s in shard.samples
-    ]
-    return (json.dumps({"shard": shard.name, "samples": samples}) + "\n").encode()
-
-
-def _packed(text: bytes) -> bytes:
-    packed = pa.BufferOutputStream()
-    with pa.CompressedOutputStream(packed, "zstd") as out:
-        out.write(text)
-    return bytes(packed.getvalue())
-
-
-def _unpacked(data: bytes) -> bytes:
-    with pa.CompressedInputStream(pa.BufferReader(data), "zstd") as packed:
-        return bytes(packed.read())

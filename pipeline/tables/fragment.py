@@ -92,33 +92,23 @@ def write_fragment(sink: Sink, path: str, table: pa.Table) -> Fragment:
     return Fragment(path, table.num_rows, data.size, ids["min"], ids["max"])
 
 
-@dataclass(frozen=True, slots=True)
-class RowIdentity:
-    """What a row is, and what its label was made of."""
-
-    dataset: str
-    path: str
-    fingerprint: str
-    digest: str
-
-
-def open_fragment(tree: Tree, path: str) -> tuple[Fragment, list[RowIdentity]]:
+def open_fragment(tree: Tree, path: str) -> tuple[Fragment, pa.RecordBatch]:
     """Read a staged fragment back: what it is, and its rows' identities (no masks).
+
+    The columns are dataset, path, fingerprint and digest.
 
     Raises:
         pyarrow.ArrowInvalid: the file is torn (another writer's crash, or a foreign file).
     """
     data = tree.read(path)
     names = ["image_id", "dataset", "image.path", "fingerprint", "provenance.model_digest"]
-    table = pq.ParquetFile(pa.BufferReader(data)).read(columns=names)
+    table = pq.ParquetFile(pa.BufferReader(data)).read(columns=names).combine_chunks()
     ids = pc.min_max(table["image_id"]).as_py() if table.num_rows else {"min": "", "max": ""}
-    rows = [
-        RowIdentity(
-            row["dataset"],
-            row["image"]["path"],
-            row["fingerprint"],
-            row["provenance"]["model_digest"] or "",
-        )
-        for row in table.to_pylist()
-    ]
+    columns = {
+        "dataset": table["dataset"],
+        "path": pc.struct_field(table["image"], "path"),
+        "fingerprint": table["fingerprint"],
+        "digest": pc.struct_field(table["provenance"], "model_digest"),
+    }
+    rows = pa.RecordBatch.from_pydict({n: c.combine_chunks() for n, c in columns.items()})
     return Fragment(path, table.num_rows, len(data), ids["min"], ids["max"]), rows

@@ -6,25 +6,27 @@ reading it fails then, and the job counts it.
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import posixpath
 import re
-from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from pipeline.errors import InputError, LayoutError
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.errors import LayoutError
 from pipeline.files import ARCHIVE_URL, local_path, locate, open_tree, without_secrets
-from pipeline.record import Sample
-from pipeline.trees.local import walked_entry
+from pipeline.runs.keys import text_numbers
+from pipeline.samples import MOST_ROWS, SCHEMA, coded, of_batch
+from pipeline.trees.manifest import FOUND, read_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    import pyarrow as pa
-
     from pipeline.files import Tree
+    from pipeline.record import Sample
 
 IMAGE_SUFFIXES: Final = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif",
@@ -32,8 +34,9 @@ IMAGE_SUFFIXES: Final = (
 )  # fmt: skip
 _MANIFESTS: Final = (".txt", ".csv", ".parquet")
 _MAGIC: Final = re.compile(r"[*?[]")
-_ASKED_AT_ONCE: Final = 32
-_CHUNK: Final = 1024
+# The name without its suffix, as `posixpath.splitext` has it: dots that begin a name are no suffix.
+_STEM: Final = r"(?s)^(.*/)?(\.*[^/.][^/]*)\.[^/.]*$"
+_SHORT_SUFFIX: Final = r"[^/.]\.[^/.]{3}$"
 
 Found = tuple[str, str, str]
 """Name below the root, path or URL, fingerprint."""
@@ -52,16 +55,34 @@ def list_images(source: str, *, dataset: str | None = None, **opts: Any) -> Iter
         LayoutError: the source is not there, the manifest has no such column, or (when the listing
             ends) nothing matches the pattern.
     """
+    batches = list_batches(source, dataset=dataset, **opts)
+    return (sample for batch in batches for sample in of_batch(batch))
+
+
+def list_batches(
+    source: str, *, dataset: str | None = None, **opts: Any
+) -> Iterator[pa.RecordBatch]:
+    """Yield the same samples as batches (`pipeline.samples`), the first of which are small."""
     without_secrets(source)
     label = dataset or _title(source)
     kind = _kind(source, opts)
     if kind == "manifest":
-        return _samples(_manifest(source, opts), label)
+        return _named(read_manifest(source, opts), label)
     if kind == "pattern":
-        return _samples(_matches(source, opts), label)
+        return _named(_in_batches(_matches(source, opts)), label)
     tree = open_tree(source, **opts)
     entries = tree.walk(suffixes=IMAGE_SUFFIXES)
-    return _samples(((e.name, tree.url_of(e.name), e.fingerprint) for e in entries), label)
+    found = ((e.name, tree.url_of(e.name), e.fingerprint) for e in entries)
+    return _named(_in_batches(found), label)
+
+
+def _in_batches(found: Iterable[Found]) -> Iterator[pa.RecordBatch]:
+    """Yield what was found in batches, each twice as long as the one before."""
+    feed, rows = iter(found), 1
+    while held := list(islice(feed, rows)):
+        columns = [pa.array(column, pa.string()) for column in zip(*held, strict=True)]
+        yield pa.RecordBatch.from_arrays(columns, schema=FOUND)
+        rows = min(MOST_ROWS, 2 * rows)
 
 
 def _kind(source: str, opts: dict[str, Any]) -> Literal["manifest", "pattern", "tree"]:
@@ -91,20 +112,50 @@ def _title(source: str) -> str:
     )
 
 
-def _samples(found: Iterable[Found], dataset: str) -> Iterator[Sample]:
-    """Yield samples for sorted (name below the root, path, fingerprint)."""
-    # In sorted order all names that begin "a." are neighbours, so few ids must be remembered.
+def _named(found: Iterable[pa.RecordBatch], dataset: str) -> Iterator[pa.RecordBatch]:
+    """Yield samples for what was found, sorted."""
     taken: list[str] = []
-    for name, path, fingerprint in found:
+    for batch in found:
+        ids, taken = _ids(batch["name"], taken)
+        given = {"image_id": ids, "path": batch["path"], "fingerprint": batch["fingerprint"]}
+        fixed = {"digest": "", "dataset": dataset, "split": "unlabelled", "payload": None}
+        columns = given | {name: coded(text, batch.num_rows) for name, text in fixed.items()}
+        yield pa.RecordBatch.from_arrays([columns[n] for n in SCHEMA.names], schema=SCHEMA)
+
+
+def _ids(names: pa.Array, taken: list[str]) -> tuple[pa.Array, list[str]]:
+    """Return the ids of sorted names, and those that a later name may still meet.
+
+    In sorted order all names that begin "a." are neighbours, so few ids must be remembered.
+    """
+    stems = _stems(names)
+    numbers = np.sort(text_numbers(stems))
+    known = pa.array(taken, pa.string())
+    if not np.any(numbers[1:] == numbers[:-1]) and not pc.any(pc.is_in(stems, known)).as_py():
+        last = names[-1].as_py()
+        begins = pa.array([last[:end] for end in range(len(last) + 1)], pa.string())
+        again = [i for i in taken if last.startswith(i)]
+        return stems, again + stems.filter(pc.is_in(stems, begins)).to_pylist()
+    ids = []
+    for name, stem in zip(names.to_pylist(), stems.to_pylist(), strict=True):
         taken = [i for i in taken if name.startswith(i)]
-        stem = posixpath.splitext(name)[0]
-        image_id = stem if stem not in taken else name
-        count = 1
+        image_id, count = stem if stem not in taken else name, 1
         while image_id in taken:
             count += 1
             image_id = f"{name}~{count}"
         taken.append(image_id)
-        yield Sample(image_id, path, fingerprint, dataset=dataset)
+        ids.append(image_id)
+    return pa.array(ids, pa.string()), taken
+
+
+def _stems(names: pa.Array) -> pa.Array:
+    """Return names without their suffix; three letters after a dot are cut off by columns."""
+    stems = pc.utf8_slice_codeunits(names, 0, -4)
+    other = pc.invert(pc.match_substring_regex(names, _SHORT_SUFFIX))
+    if not pc.any(other).as_py():
+        return stems
+    rest = pc.replace_substring_regex(names.filter(other), _STEM, r"\1\2")
+    return pc.replace_with_mask(stems, other, rest)
 
 
 def _matches(pattern: str, opts: dict[str, Any]) -> Iterator[Found]:
@@ -156,103 +207,3 @@ def _regex(pattern: str) -> str:
             out += {"*": "[^/]*", "?": "[^/]"}.get(char, re.escape(char))
             at += 1
     return f"(?s:{out})"
-
-
-def _manifest(source: str, opts: dict[str, Any]) -> Iterator[Found]:
-    """Yield (name, path, fingerprint) of a manifest's images, sorted, each path once."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    table = _columns(source, opts)
-    base = posixpath.dirname(local_path(source) or source)
-    # Arrow holds a path in its own length; Python's strings would double it.
-    paths = pa.array((_resolve(base, p.as_py()) for p in table["path"]), pa.large_string())
-    names = pa.array((_name_of(base, p.as_py()) for p in paths), pa.large_string())
-    order = pc.sort_indices(
-        pa.table({"name": names, "path": paths}), [("name", "ascending"), ("path", "ascending")]
-    )
-    table = table.drop_columns("path").append_column("name", names).append_column("path", paths)
-    return _listed(table, order, opts)
-
-
-def _listed(table: pa.Table, order: pa.Array, opts: dict[str, Any]) -> Iterator[Found]:
-    """Yield a manifest's rows in order; fingerprints that it lacks are asked for."""
-    last = None
-    with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
-        for start in range(0, len(order), _CHUNK):
-            rows = table.take(order[start : start + _CHUNK]).to_pylist()
-            fresh = []
-            for row in rows:
-                if row["path"] != last:
-                    fresh.append(row)
-                last = row["path"]
-            if "fingerprint" in table.column_names:
-                prints: Iterable[str] = (row["fingerprint"] or "" for row in fresh)
-            else:
-                ask = pool.map if any("://" in row["path"] for row in fresh) else map
-                prints = ask(lambda row: _fingerprint(row["path"], opts), fresh)
-            for row, fingerprint in zip(fresh, prints, strict=True):
-                yield row["name"], row["path"], fingerprint
-
-
-def _columns(source: str, opts: dict[str, Any]) -> pa.Table:
-    """Return a manifest's columns `path` and, where it has one, `fingerprint`."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    tree, name = locate(source, **opts)
-    if name.lower().endswith(".parquet"):
-        with tree.open(name) as file:
-            parquet = pq.ParquetFile(file)
-            found = [c for c in ("path", "fingerprint") if c in parquet.schema_arrow.names]
-            _check_columns(source, parquet.schema_arrow.names)
-            table = parquet.read(found)
-    elif name.lower().endswith(".csv"):
-        reader = csv.DictReader(io.StringIO(tree.read_text(name), newline=""))
-        _check_columns(source, reader.fieldnames or [])
-        found = [c for c in ("path", "fingerprint") if c in (reader.fieldnames or [])]
-        rows = [tuple(row[c] for c in found) for row in reader]
-        table = pa.table(
-            {c: pa.array([r[i] for r in rows], pa.large_string()) for i, c in enumerate(found)}
-        )
-    else:
-        lines = (line.rstrip("\r") for line in tree.read_text(name).split("\n"))
-        table = pa.table({"path": pa.array(lines, pa.large_string())})
-    return table.filter([bool(path.as_py()) for path in table["path"]])
-
-
-def _check_columns(source: str, columns: Iterable[str]) -> None:
-    if "path" not in columns:
-        raise LayoutError(f"{source}: no column 'path' among {', '.join(columns) or 'none'}")
-
-
-def _resolve(base: str, text: str) -> str:
-    """Return the absolute path or URL of what a manifest in directory `base` names."""
-    if "://" in text:
-        return local_path(text) or without_secrets(text)
-    if text.startswith("/") or "://" not in base:
-        return os.path.normpath(posixpath.join(base, text))
-    scheme, _, rest = base.partition("://")
-    return f"{scheme}://{posixpath.normpath(posixpath.join(rest, text)).lstrip('/')}"
-
-
-def _name_of(base: str, path: str) -> str:
-    """Return a path below the manifest's directory; elsewhere all of it but scheme and root."""
-    prefix = base.rstrip("/") + "/"
-    if path.startswith(prefix):
-        return path[len(prefix) :]
-    archive = ARCHIVE_URL.fullmatch(path)
-    if archive:
-        return archive[2]
-    return path.partition("://")[2] or path.lstrip("/")
-
-
-def _fingerprint(path: str, opts: dict[str, Any]) -> str:
-    """Return a file's fingerprint; "" when it is missing, so that reading it says so."""
-    if path[:1] == "/":
-        return walked_entry(path, path).fingerprint
-    try:
-        tree, name = locate(path, **opts)
-        return tree.entry(name).fingerprint
-    except (InputError, LayoutError):
-        return ""

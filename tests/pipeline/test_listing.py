@@ -4,7 +4,9 @@ import glob
 import logging
 import os
 import posixpath
+import random
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from pipeline.errors import LayoutError, MissingFile, UnsafePath, UsageError
 from pipeline.files import read_url
 from pipeline.images import list_images
+from pipeline.trees import listing, manifest
 from tests.pipeline.sources import tar_bytes, write_directory, zip_bytes
 
 FILES = {
@@ -185,6 +188,99 @@ class TestManifests:
         names = [f"{i:05d}.jpg" for i in range(3000)]
         (tmp_path / "list.txt").write_text("\n".join(reversed(names)))
         assert ids(str(tmp_path / "list.txt")) == [n[:-4] for n in names]
+
+
+class TestLongManifests:
+    @pytest.fixture(autouse=True)
+    def _small(self, monkeypatch):
+        """Sorts on disk from twenty rows on."""
+        small = {"_ROWS": 7, "_RUN_ROWS": 20, "_PIECE_ROWS": 3, "_RANGE_ROWS": 9}
+        for name, value in small.items():
+            monkeypatch.setattr(f"pipeline.trees.manifest.{name}", value)
+
+    @pytest.mark.parametrize("suffix", [".txt", ".csv", ".parquet"])
+    @pytest.mark.parametrize("order", ["sorted", "shuffled", "backwards"])
+    def test_any_order_gives_the_same_sorted_list(self, tmp_path, suffix, order):
+        names = [f"d{n % 7}/{n // 2:03d}.jpg" for n in range(300)]  # some are named twice
+        names = {"sorted": sorted(names), "backwards": sorted(names)[::-1],
+                 "shuffled": random.Random(0).sample(names, len(names))}[order]  # fmt: skip
+        source, prints = str(tmp_path / f"list{suffix}"), [f"e{n}" for n in names]
+        if suffix == ".parquet":
+            pq.write_table(pa.table({"path": names, "fingerprint": prints}), source)
+        elif suffix == ".csv":
+            lines = [f'{mark},"{name}"' for name, mark in zip(names, prints, strict=True)]
+            Path(source).write_text("\n".join(["fingerprint,path", *lines]))
+        else:
+            Path(source).write_text("\n".join(names))
+        found = list(list_images(source))
+        assert [s.path for s in found] == [f"{tmp_path}/{n}" for n in sorted(set(names))]
+        assert [s.image_id for s in found] == [n[:-4] for n in sorted(set(names))]
+        if suffix != ".txt":
+            assert [s.fingerprint for s in found] == [f"e{n}" for n in sorted(set(names))]
+
+    def test_one_name_in_several_places(self, tmp_path):
+        """The same name comes of several roots: it is no repetition."""
+        paths = [f"s3://b{n % 5}/x/{n // 5:02d}.jpg" for n in range(100)]
+        random.Random(0).shuffle(paths)
+        source = str(tmp_path / "list.parquet")
+        pq.write_table(pa.table({"path": paths, "fingerprint": paths}), source)
+        found = list(list_images(source))
+        assert [s.path for s in found] == sorted(paths)
+        assert all(s.fingerprint == s.path for s in found)
+
+    def test_text_that_is_no_utf8_is_latin_1(self, tmp_path):
+        lines = [f"{n:03d}.jpg" for n in range(60)] + ["é.jpg"]
+        (tmp_path / "list.txt").write_bytes("\n".join(lines).encode("latin-1"))
+        assert ids(str(tmp_path / "list.txt")) == [n[:-4] for n in lines]
+
+
+class TestColumns:
+    """What is done by columns is what is done by the name."""
+
+    NAME = st.text(st.sampled_from("ab./-\n é"), max_size=8)
+
+    @settings(max_examples=150, deadline=None)
+    @given(st.lists(NAME.map(lambda n: n + ".jpg") | NAME, min_size=1, max_size=8))
+    def test_stems(self, names):
+        found = listing._stems(pa.array(names)).to_pylist()
+        assert found == [posixpath.splitext(name)[0] for name in names]
+
+    PATH = st.text(st.sampled_from("ab./@?:"), min_size=1, max_size=8)
+    LEAD = st.sampled_from(["", "/", "s3://", "/data/set/", "s3://b/d/", "file:///data/", "~/",
+                            "memory://", "zip://x::/", "FILE://"])  # fmt: skip
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.lists(st.builds("{}{}".format, LEAD, PATH), min_size=1, max_size=6),
+           st.sampled_from(["/data/set", "/", "s3://b/d", "s3://b//d", "memory://"]))  # fmt: skip
+    def test_paths(self, texts, base):
+        def by_name():
+            paths = [manifest._resolve(base, text) for text in texts]
+            return [manifest._name_of(base, path) for path in paths], paths
+
+        try:
+            wanted = by_name()
+        except UsageError:
+            with pytest.raises(UsageError):
+                manifest._resolved(base, pa.array(texts))
+            return
+        names, paths = manifest._resolved(base, pa.array(texts))
+        assert (names.to_pylist(), paths.to_pylist()) == wanted
+
+    def test_ids_do_not_depend_on_where_a_batch_ends(self, tmp_path):
+        names = sorted({f"{a}{b}" for a in ("a", "a.b", "a.jpg", "b", "ab") for b in
+                        (".jpg", ".png", ".JPG", ".jpg.png", "/x.jpg", "/x.png")})  # fmt: skip
+
+        def in_batches(rows):
+            taken, found = [], []
+            for at in range(0, len(names), rows):
+                batch, taken = listing._ids(pa.array(names[at : at + rows]), taken)
+                found += batch.to_pylist()
+            return found
+
+        whole = in_batches(1000)
+        assert len(set(whole)) == len(names)
+        for rows in range(1, len(names)):
+            assert in_batches(rows) == whole
 
 
 class TestIds:

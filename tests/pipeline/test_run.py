@@ -11,7 +11,7 @@ from pipeline.ray_runner import RayRunner
 from pipeline.run import Run, Shard, fragment_path
 from pipeline.runner import LocalRunner, Resources
 from pipeline.runs.drive import execute
-from pipeline.runs.ledger import Ledger
+from pipeline.runs.ledger import Ledger, row_key
 from pipeline.store import Store
 from tests.pipeline.run_jobs import NAMES, run_job
 from tests.samples import SPACE, Labelling, record_of, sample
@@ -332,9 +332,13 @@ def test_a_ledger_that_follows_knows_what_one_read_anew_knows(store, monkeypatch
         old = {f.path for f in before.fragments()}
         assert sorted(read) == sorted(f.path for f in now.fragments() if f.path not in old)
         fresh = Ledger.of(now)
-        for mine, theirs in ((ledger.rows, fresh.rows), (ledger.done, fresh.done)):
-            assert mine.keys.tolist() == theirs.keys.tolist()
-            assert [ledger.paths[n] for n in mine.homes] == [fresh.paths[n] for n in theirs.homes]
+        assert ledger.rows() == fresh.rows()
+        assert [row[0] for row in fresh.rows()] == sorted(
+            row_key(r.dataset, r.image.path) for r in now.records()
+        )
+        for listed in (NAMES, ["new"]):
+            for asked in ([sample(n) for n in listed], [sample(n, "f1") for n in listed]):
+                assert ledger.missing(asked) == fresh.missing(asked)
         at = now
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 
+from pipeline.errors import StoreError
 from pipeline.run import Run, Shard
 from pipeline.runner import LocalRunner
+from pipeline.runs.plan import Plan
+from pipeline.samples import to_batch
 from pipeline.store import Store
 from tests.pipeline.run_jobs import NAMES, run_job
 from tests.samples import SPACE, Labelling, sample
@@ -23,46 +28,58 @@ def plans_of(store):
 
 
 def test_a_plan_of_many_parts_comes_back_and_is_compressed(store, monkeypatch):
-    from pipeline.runs.plan import Plan
-
-    monkeypatch.setattr("pipeline.runs.plan.PART_BYTES", 3000)
+    monkeypatch.setattr("pipeline.runs.plan.PART_BYTES", 25_000)
     run = Run.begin(store, "toy", kind="truth", identity=["x"])
     plan, shards = Plan(store, run), []
     for n in range(20):
-        noted = replace(sample(f"ü{n}", "f\n"), payload={"note": "x" * 500, "n": [n, None]})
+        noted = replace(sample(f"ü{n}", "f\n"), payload={"note": "x" * 5000, "n": [n, None]})
         shards.append(Shard.of([noted, sample(f"j{n}")]))
-        plan.add(list(shards[-1].samples))
-        plan.add([])
+        plan.add(to_batch(shards[-1].samples))
+        plan.add(to_batch([]))
     plan.flush()
     assert list(plan.shards()) == shards
     sizes = [store.tree().entry(name).size for name in plans_of(store)]
-    assert len(sizes) == 5
-    assert sum(sizes) < 20 * 500 / 4
+    assert len(sizes) == 4
+    assert sum(sizes) < 20 * 5000 / 4
     plan.remove()
     assert plans_of(store) == []
 
 
-def test_a_finished_run_leaves_no_plan_of_its_attempts(store):
+def test_no_attempt_leaves_its_plan_behind(store):
     def stop(done, total):
+        assert len(plans_of(store)) == 1
         raise KeyboardInterrupt
 
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             run_job(store.latest(), map(sample, NAMES), runner=LocalRunner(1), on_progress=stop)
-    assert len(plans_of(store)) == 2
+        assert plans_of(store) == []
     report, _ = run_job(store.latest(), map(sample, NAMES))
     assert report.resumed
     assert plans_of(store) == []
 
 
-def test_vacuum_takes_plans_of_finished_runs_and_of_old_attempts(store):
-    from pipeline.runs.plan import Plan
+def test_a_finished_run_takes_the_plans_of_killed_attempts_and_leaves_those_at_work(store):
+    run = Run.begin(store, "toy", kind="truth", identity=["x"])
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
+                          capture_output=True, text=True, check=True).stdout.strip()  # fmt: skip
+    began, machine, mine = run.attempt.split("-")
+    killed, elsewhere = f"{began}-{machine}-{gone}", f"{began}-00000000-{gone}"
+    alive = f"{began}0-{machine}-{mine}"
+    for attempt in (killed, elsewhere, alive):
+        plan = Plan(store, replace(run, attempt=attempt))
+        plan.add(to_batch([sample("i00")]))
+        plan.flush()
+    run_job(store.latest(), map(sample, NAMES))
+    assert {name.split("/")[-2] for name in plans_of(store)} == {elsewhere, alive}
 
+
+def test_vacuum_takes_plans_of_finished_runs_and_of_old_attempts(store):
     runs = [Run.begin(store, "toy", kind="truth", identity=[x]) for x in "abc"]
     runs[1] = replace(runs[1], attempt=f"{1:x}-77")
     for run in runs:
         plan = Plan(store, run)
-        plan.add([sample("i00")])
+        plan.add(to_batch([sample("i00")]))
         plan.flush()
     store.sink().write(f"_segmill/runs/{runs[0].name}/finished.json", b"{}")
     before = plans_of(store)
@@ -73,21 +90,18 @@ def test_vacuum_takes_plans_of_finished_runs_and_of_old_attempts(store):
     assert [name.split("/")[2] for name in plans_of(store)] == [runs[2].name]
 
 
-def test_a_driver_whose_plan_another_took_away_says_so(store):
-    from pipeline.errors import StoreError
-
+def test_a_driver_whose_plan_was_taken_away_says_so(store, monkeypatch):
     class Late(Labelling):
         def label(self, samples):
-            if samples[0].image_id == "i00":
-                run_job(store.latest(), map(sample, NAMES), Labelling(value=5))
+            for name in plans_of(store):
+                store.sink().remove(name)
             return super().label(samples)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.runs.plan.PART_BYTES", 1)
-        with pytest.raises(StoreError, match="another process finished run"):
-            run_job(store, map(sample, NAMES), Late(), LocalRunner(1))
+    monkeypatch.setattr("pipeline.runs.plan.PART_BYTES", 1)
+    with pytest.raises(StoreError, match="was taken away"):
+        run_job(store, map(sample, NAMES), Late(), LocalRunner(1))
     report, after = run_job(store.latest(), map(sample, NAMES))
-    assert (report.inputs, report.skipped, after.count()) == (10, 10, 10)
+    assert (report.inputs, after.count()) == (10, 10)
 
 
 class Heavy(Labelling):
