@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import pickle
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from safetensors import SafetensorError
@@ -146,13 +146,19 @@ def _misfit(model: LoadedModel, source: str, name: str, found: Tensor, own: Tens
 
 
 def digest(model: LoadedModel) -> str:
-    """Return the sha256 of architecture, preprocessing, label space and every tensor, in hex."""
+    """Return the sha256 of architecture, preprocessing, label space and every tensor, in hex.
+
+    An exported program has no tensors here: its architecture holds the digest of the file.
+    """
     sha = hashlib.sha256()
-    for part in (
+    parts: list[Any] = [
         model.architecture.to_dict(),
         model.preprocessing.to_dict(),
         model.label_space.to_json(),
-    ):
+    ]
+    if model.objects is not None:
+        parts.append(model.objects.to_dict())
+    for part in parts:
         sha.update(json.dumps(part, sort_keys=True).encode() + b"\0")
     for name, tensor in model.module.state_dict().items():
         sha.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())

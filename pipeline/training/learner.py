@@ -31,7 +31,8 @@ def open_model(recipe: Recipe, store: Store) -> LoadedModel:
     """Load the recipe's model with the classes that it shall learn.
 
     Raises:
-        UsageError: neither recipe nor model name the classes, and the store has several lists.
+        UsageError: neither recipe nor model name the classes, and the store has several lists; or
+            the model finds objects, or is a program that has no weights to learn.
     """
     uri = parse(recipe.model)
     text = uri.text
@@ -50,10 +51,14 @@ def open_model(recipe: Recipe, store: Store) -> LoadedModel:
         model = load_model(text, label_space=known[0])
     else:
         model = load_model(text, label_space=space)
+    if model.objects is not None or not any(True for _ in model.module.parameters()):
+        raise UsageError(f"{uri.text}: cannot be trained here: it gives no logits, or is a program")
     if recipe.start_from is not None:
         put_matching(model, read_weights(recipe.start_from), recipe.start_from)
     if recipe.input_size is not None:
         model.preprocessing = replace(model.preprocessing, size=recipe.input_size)
+    # Crops are trained on at the images' own scale, which is then the scale to label at.
+    model.preprocessing = replace(model.preprocessing, edge=None)
     return model
 
 
