@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import pickle
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
+from safetensors.torch import load_file as load_safetensors
 
-from pipeline.errors import ModelError, SegmillError
+from pipeline.errors import ModelError
+from pipeline.models.fetched import local_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -43,17 +43,15 @@ def read_weights(url: str) -> dict[str, Tensor]:
     Raises:
         ModelError: the file is missing, damaged, or holds more than tensors.
     """
-    from pipeline.files import read_url
-
     is_file = url.endswith((".safetensors", *_TORCH_SUFFIXES))
     path = url if is_file else f"{url.rstrip('/')}/{WEIGHTS_FILE}"
     try:
-        data = read_url(path)
+        here = local_file(path)
         if path.endswith(_TORCH_SUFFIXES):
-            loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            loaded = torch.load(here, map_location="cpu", weights_only=True)
         else:
-            loaded = load_safetensors(data)
-    except (SegmillError, OSError) as error:
+            loaded = load_safetensors(here)
+    except OSError as error:
         raise ModelError(f"{path}: the weights cannot be read: {error}") from error
     except pickle.UnpicklingError:
         raise ModelError(
