@@ -3,9 +3,9 @@
 Asked in this order, first word wins: the URI's options; `FILE.json` beside the file; the file's own
 metadata; `config.json` and `preprocessor_config.json` in its folder, as Optimum writes them.
 
-FILE.json and metadata hold any of: "label_space" (a built-in name, or the thing itself), "id2label"
-or "names" (a list, or numbers to names), "preprocessing" (mean, std, size, multiple, edge), "layout"
-("nchw" or "nhwc"), "output" ("logits" or "probabilities").
+FILE.json and metadata hold any of: "label_space" (a built-in name, or the thing itself),
+"id2label" or "names" (a list, or numbers to names), "preprocessing" (mean, std, size, multiple,
+edge), "layout" ("nchw" or "nhwc"), "output" ("logits" or "probabilities").
 """
 
 from __future__ import annotations

@@ -147,8 +147,8 @@ class BoxMasks:
 class QueryMasks:
     """The queries of one image (Mask2Former and its kin).
 
-    `classes` float [Q, C + 1]: logits, the last is "no object"; `masks` float [Q, h, w]: logits over
-    the model's whole input.
+    `classes` float [Q, C + 1]: logits, the last is "no object"; `masks` float [Q, h, w]: logits
+    over the model's whole input.
     """
 
     classes: Tensor

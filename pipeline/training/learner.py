@@ -35,6 +35,8 @@ def open_model(recipe: Recipe, store: Store) -> LoadedModel:
             the model finds objects, or is a program that has no weights to learn.
     """
     uri = parse(recipe.model)
+    if uri.kind in {"export", "onnx", "script"}:
+        raise UsageError(f"{uri.text}: is a program; training needs the network that it came from")
     text = uri.text
     if "seed" not in uri.options and uri.kind != "run":
         text += f"{'&' if uri.options else '?'}seed={recipe.seed}"
@@ -51,8 +53,8 @@ def open_model(recipe: Recipe, store: Store) -> LoadedModel:
         model = load_model(text, label_space=known[0])
     else:
         model = load_model(text, label_space=space)
-    if model.objects is not None or not any(True for _ in model.module.parameters()):
-        raise UsageError(f"{uri.text}: cannot be trained here: it gives no logits, or is a program")
+    if model.objects is not None:
+        raise UsageError(f"{uri.text}: finds objects, and training here is of class maps")
     if recipe.start_from is not None:
         put_matching(model, read_weights(recipe.start_from), recipe.start_from)
     if recipe.input_size is not None:
