@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import nn
 from torchvision import models
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.transform import resize_boxes
+from torchvision.ops import FrozenBatchNorm2d
 
 from pipeline.errors import UsageError
 from pipeline.models.asked import asked_objects
@@ -96,6 +99,8 @@ def load(uri: ModelUri, space: LabelSpace | None, *, pretrained: bool) -> Loaded
         check_count(uri.text, len(names), known)
         places = {name: channel for channel, name in enumerate(names)}
         options["labels"] = [places.get(name, -1) for name in categories]
+        if uri.name == NAMES[0] and weights.name == "COCO_V1":
+            options.setdefault("norm_eps", 0.0)  # as they were trained: torchvision issue 2933
         architecture = Architecture("torchvision", uri.name, options)
         module = build(architecture, len(names))
         if pretrained:
@@ -106,17 +111,31 @@ def load(uri: ModelUri, space: LabelSpace | None, *, pretrained: bool) -> Loaded
 
 
 def build(architecture: Architecture, classes: int) -> nn.Module:
-    """Build a network without weights; its label 0 is the background."""
+    """Build a network without weights; its label 0 is the background.
+
+    The first version normalises by frozen statistics, as torchvision builds it for its weights;
+    `norm_eps` is added to their variances.
+    """
     options = dict(architecture.options)
     labels = options.pop("labels", [-1, *range(classes)])
+    eps = options.pop("norm_eps", None)
     try:
-        net = models.get_model(
-            architecture.name,
-            weights=None,
-            weights_backbone=None,
-            num_classes=len(labels),
-            **options,
-        )
+        if architecture.name == NAMES[0]:
+            backbone = resnet_fpn_backbone(
+                backbone_name="resnet50", weights=None, trainable_layers=5
+            )
+            net = MaskRCNN(backbone, num_classes=len(labels), **options)
+        else:
+            net = models.get_model(
+                architecture.name,
+                weights=None,
+                weights_backbone=None,
+                num_classes=len(labels),
+                **options,
+            )
     except (TypeError, ValueError) as error:
         raise UsageError(f"{architecture}: {error}") from None
+    for module in net.modules():
+        if eps is not None and isinstance(module, FrozenBatchNorm2d):
+            module.eps = float(eps)
     return Boxes(net, labels)

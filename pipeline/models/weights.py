@@ -25,6 +25,7 @@ WEIGHTS_FILE: Final = "weights.safetensors"
 _WRAPPERS: Final = ("state_dict", "model", "model_state_dict")
 _WRAPPED: Final = "net."
 _TRAINING_ONLY: Final = "aux_classifier."  # torchvision's, see pipeline.models.torchvision
+_COUNTER: Final = ".num_batches_tracked"
 _TORCH_SUFFIXES: Final = (".pt", ".pth", ".ckpt", ".bin")
 
 
@@ -117,6 +118,8 @@ def put_matching(model: LoadedModel, tensors: Mapping[str, Tensor], source: str)
 
 def _renamed(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Return the tensors of a library's own file under the names of our wrapper around it."""
+    if not any(name.endswith(_COUNTER) for name in own):  # frozen normalisation has none
+        tensors = {k: v for k, v in tensors.items() if not k.endswith(_COUNTER)}
     wrapped = all(name.startswith(_WRAPPED) for name in own)
     if not wrapped or any(name.startswith(_WRAPPED) for name in tensors):
         return tensors
