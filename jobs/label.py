@@ -40,7 +40,7 @@ def label(
         ),
     ],
     store: Annotated[str, typer.Argument(help="The label store to write to; made when absent.")],
-    model: Annotated[str, typer.Option(help="The model: run:DIR, zoo:, smp:, torchvision:, hf:.")],
+    model: Annotated[str, typer.Option(help="The model: run:DIR, hf:, onnx:FILE, ...: docs/models.md")],
     weights: Annotated[str | None, typer.Option(help="Weights to load into it.")] = None,
     label_space: Annotated[
         str | None, typer.Option(help="Label space, if the model's own is not the right one.")
@@ -101,6 +101,7 @@ def label(
         from pipeline.labelling import LabelJob, label_digest
         from pipeline.labelling import label as label_images
         from pipeline.models import load_model
+        from pipeline.models.uri import absolute
         from pipeline.predict.options import LabelOptions
         from pipeline.runs.choice import Choice
         from pipeline.segmenter import SegmenterFactory
@@ -113,7 +114,7 @@ def label(
             confidence=confidence,
             input_size=_size(input_size),
         )
-        model, weights = _absolute(model), _absolute(weights) if weights else None
+        model, weights = absolute(model), absolute(weights) if weights else None
         loaded = load_model(model, weights=weights, label_space=label_space)
         digest, space = label_digest(loaded.digest, options), loaded.label_space
         del loaded  # the workers load their own
@@ -185,14 +186,6 @@ def _has_gpus(address: str | None) -> bool:
     import torch
 
     return bool(torch.cuda.is_available())
-
-
-def _absolute(uri: str) -> str:
-    """Return a model's URI with a local path made absolute: actors work in other directories."""
-    import os
-
-    kind, colon, path = uri.rpartition(":") if uri.startswith(("run:", "hf:")) else ("", "", uri)
-    return f"{kind}{colon}{os.path.abspath(path)}" if os.path.exists(path) else uri
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

@@ -151,10 +151,13 @@ class Segmenter:
     ) -> tuple[Sample, Record | InputError]:
         if isinstance(predicted, InputError):
             return decoded.sample, predicted
-        sample, (height, width) = decoded.sample, predicted.ids.shape
-        confidence = None
-        if self._options.confidence:
-            confidence = File(bytes=masks.encode(predicted.confidence))
+        sample, (height, width) = decoded.sample, decoded.pixels.shape[:2]
+        mask = confidence = classes = None
+        if predicted.ids is not None:
+            mask = File(bytes=masks.encode(predicted.ids, self._space.cell_palette()))
+            classes = masks.class_pixels(predicted.ids, self._space, predicted.confidence)
+            if self._options.confidence and predicted.confidence is not None:
+                confidence = File(bytes=masks.encode(predicted.confidence))
         record = Record(
             image_id=sample.image_id,
             dataset=sample.dataset,
@@ -164,9 +167,10 @@ class Segmenter:
             height=height,
             width=width,
             label_space=self._space.name,
-            mask=File(bytes=masks.encode(predicted.ids, self._space.cell_palette())),
+            mask=mask,
             confidence=confidence,
-            classes=masks.class_pixels(predicted.ids, self._space, predicted.confidence),
+            classes=classes,
+            instances=predicted.instances,
             provenance=Provenance(self._options.kind, self._model.uri, sample.digest),
             extra=f'{{"orientation": {decoded.orientation}}}' if decoded.orientation != 1 else None,
         )

@@ -34,6 +34,12 @@ def shared_data() -> Path:
     return root
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory):
+    """Keep fetched models out of the user's cache."""
+    os.environ["SEGMILL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def ray_session():
     """Start the suite's one Ray session: 4 CPUs in name, 2 fake GPUs, loopback only."""

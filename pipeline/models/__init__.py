@@ -5,10 +5,14 @@
 | `zoo:enet?classes=11&seed=0` | an architecture of `MODELS`, untrained |
 | `smp:Unet?encoder_name=resnet34&classes=11` | segmentation_models_pytorch, untrained |
 | `torchvision:deeplabv3_resnet50?weights=DEFAULT` | torchvision; untrained unless so |
-| `hf:<directory or hub id>` | transformers: semantic and universal segmentation |
+| `torchvision:maskrcnn_resnet50_fpn?weights=DEFAULT&score=0.5` | its Mask R-CNN: objects |
+| `hf:<directory or hub id>?task=instance` | transformers: semantic, universal |
+| `onnx:<file>` | onnxruntime |
+| `export:<file>.pt2`, `script:<file>` | programs of torch.export and TorchScript |
 | `run:<directory>` | a model directory: model.json and weights.safetensors |
 | `python:package.module:factory` | a function of the user's own |
 
+Directories and files lie on any file system; `docs/models.md` has the options of each kind.
 Importing this package imports no torch; loading a model does.
 """
 
@@ -61,14 +65,18 @@ MODELS: Final[Mapping[str, ModelSpec]] = {
 """The zoo: architectures of our own."""
 
 KINDS: Final[Mapping[str, str]] = {
+    "export": "pipeline.models.export",
     "hf": "pipeline.models.hf",
+    "onnx": "pipeline.models.onnx",
     "python": "pipeline.models.python",
     "run": "pipeline.models.directory",
+    "script": "pipeline.models.script",
     "smp": "pipeline.models.smp",
     "torchvision": "pipeline.models.torchvision",
     "zoo": "pipeline.models.zoo",
 }
-"""Each kind's adapter: `load(uri, space, pretrained=)`, and `build(architecture, classes)`."""
+"""Each kind's adapter: `load(uri, space, pretrained=)`, and `build(architecture, classes)` for
+those that a model directory can hold."""
 
 
 def adapter(kind: str) -> ModuleType:

@@ -76,22 +76,40 @@ def own_space(name: str, names: Sequence[str]) -> LabelSpace:
 def named_space(names: Sequence[str]) -> LabelSpace:
     """Return the built-in label space with just these class names in this order, or an own one.
 
-    An own one is called by a hash of its names, not by where the model lies: that would change the
-    digest of the same model.
+    A class may go by any of its synonyms: ADE20K's "television receiver" is our "television,
+    television receiver, ...". An own space is called by a hash of its names, not by where the model
+    lies: that would change the digest of the same model.
+
+    Raises:
+        UsageError: the names are the placeholders LABEL_0, LABEL_1, ... of an untold list.
     """
-    wanted = [_plain(n) for n in names]
+    if all(name.upper() == f"LABEL_{i}" for i, name in enumerate(names)):
+        raise UsageError(
+            "the model does not name its classes (LABEL_0, ...); give --label-space NAME, or "
+            "?classes=N for numbers without meaning"
+        )
+    wanted = [_synonyms(n) for n in names]
     for known in sorted(LABEL_SPACES):
         space = label_space(known)
         trained = [space.by_id[i].name for i in space.train_ids]
-        if len(trained) == len(wanted) and [_plain(n) for n in trained] == wanted:
+        if len(trained) == len(wanted) and all(map(_same, wanted, map(_synonyms, trained))):
             return space
     digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
     return own_space(f"classes-{len(names)}-{digest}", names)
 
 
-def _plain(name: str) -> str:
-    """Return a class name's first synonym in bare letters: `__background__` is `background`."""
-    return re.sub(r"[^a-z0-9]", "", re.split(r"[,;]", name)[0].lower())
+def _same(one: list[str], other: list[str]) -> bool:
+    """Whether two classes are one: the first name of either is a name of the other."""
+    return one[0] in other or other[0] in one
+
+
+def _synonyms(name: str) -> list[str]:
+    """Return a class name's synonyms in bare letters: `__background__` is `background`.
+
+    >>> _synonyms("ashcan, trash can;bin")
+    ['ashcan', 'trashcan', 'bin']
+    """
+    return [re.sub(r"[^a-z0-9]", "", part.lower()) for part in re.split(r"[,;]", name)]
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

@@ -15,8 +15,9 @@ from pipeline.errors import InputError, ModelError, UsageError
 from pipeline.files import open_sink, read_url
 from pipeline.label_space import LabelSpace
 from pipeline.models import adapter
+from pipeline.models.asked import asked_objects
 from pipeline.models.classes import check_count
-from pipeline.models.loaded import Architecture, LoadedModel, Preprocessing
+from pipeline.models.loaded import Architecture, LoadedModel, Objects, Preprocessing
 from pipeline.models.weights import WEIGHTS_FILE, put_weights, read_weights
 
 if TYPE_CHECKING:
@@ -44,11 +45,23 @@ def load(uri: ModelUri, space: LabelSpace | None, *, pretrained: bool) -> Loaded
     check_count(uri.text, len(own.train_ids), known)
     module = adapter(architecture.kind).build(architecture, len(own.train_ids))
     preprocessing = Preprocessing.from_dict(described["preprocessing"])
-    model = LoadedModel(module, known, preprocessing, uri.text, "", architecture)
+    objects = described.get("objects")
+    kept = _kept(uri, None if objects is None else Objects(**objects))
+    model = LoadedModel(module, known, preprocessing, uri.text, "", architecture, kept)
     if pretrained:
         source = f"{uri.name.rstrip('/')}/{WEIGHTS_FILE}"
         put_weights(model, read_weights(source), source)
     return model
+
+
+def _kept(uri: ModelUri, own: Objects | None) -> Objects | None:
+    """Return what to keep of objects: the directory's word, and the URI's where it has one."""
+    if own is None:
+        return asked_objects(uri, "semantic")
+    asked = asked_objects(uri, own.task)
+    assert asked is not None
+    score = asked.score if "score" in uri.options else own.score
+    return Objects(own.task, score, asked.most if "most" in uri.options else own.most)
 
 
 def read_description(url: str) -> dict[str, Any]:
@@ -86,6 +99,7 @@ def save_model(model: LoadedModel, url: str, training: Mapping[str, Any] | None 
         "architecture": model.architecture.to_dict(),
         "label_space": json.loads(model.label_space.to_json()),
         "preprocessing": model.preprocessing.to_dict(),
+        "objects": None if model.objects is None else model.objects.to_dict(),
         "digest": model.digest,
         "training": dict(training or {}),
     }

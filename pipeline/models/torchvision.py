@@ -1,18 +1,20 @@
 """`torchvision:` models: its semantic segmentation networks, `?weights=DEFAULT` for trained ones.
 
-The auxiliary heads, which only training uses, are left out: their parameters would differ between
-two copies of what is the same model.
+Its Mask R-CNN is in `pipeline.models.maskrcnn`. The auxiliary heads, which only training uses, are
+left out: their parameters would differ between two copies of what is the same model.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torchvision import models
 
-from pipeline.errors import ModelError, UnknownName, UsageError
+from pipeline.errors import UnknownName, UsageError
+from pipeline.models import maskrcnn
+from pipeline.models.asked import INPUT, asked_input
 from pipeline.models.classes import check_count, named_space, space_of_size
 from pipeline.models.loaded import (
     IMAGENET_MEAN,
@@ -20,7 +22,9 @@ from pipeline.models.loaded import (
     Architecture,
     LoadedModel,
     Preprocessing,
+    ShortestEdge,
 )
+from pipeline.models.torchvision_hub import downloaded, named_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,22 +47,29 @@ class Main(nn.Module):
 
 
 def load(uri: ModelUri, space: LabelSpace | None, *, pretrained: bool) -> LoadedModel:
-    """Return a network with torchvision's weights, or random ones of the URI's seed."""
-    architecture = Architecture("torchvision", uri.name, uri.build_options())
+    """Return a network with torchvision's weights, or random ones of the URI's seed.
+
+    `?weights=NAME` beside weights from a file gives them the classes and the size of NAME.
+    """
+    if maskrcnn.is_known(uri.name):
+        return maskrcnn.load(uri, space, pretrained=pretrained)
+    options = {k: v for k, v in uri.build_options().items() if k not in INPUT}
+    architecture = Architecture("torchvision", uri.name, options)
     _check_name(uri.name)
-    wanted = uri.options.get("weights")
-    if wanted is not None and pretrained:
-        return _trained(uri, architecture, str(wanted), space)
+    if uri.options.get("weights") is not None:
+        return _trained(uri, architecture, space, fetch=pretrained)
     known = space_of_size(uri, space)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(uri.seed)
         module = build(architecture, len(known.train_ids))
-    preprocessing = Preprocessing(IMAGENET_MEAN, IMAGENET_STD)
+    preprocessing = asked_input(uri, Preprocessing(IMAGENET_MEAN, IMAGENET_STD))
     return LoadedModel(module, known, preprocessing, uri.text, "", architecture)
 
 
 def build(architecture: Architecture, classes: int) -> nn.Module:
     """Build a network without weights and without auxiliary head."""
+    if maskrcnn.is_known(architecture.name):
+        return maskrcnn.build(architecture, classes)
     _check_name(architecture.name)
     try:
         net = models.get_model(
@@ -76,30 +87,23 @@ def build(architecture: Architecture, classes: int) -> nn.Module:
 def _check_name(name: str) -> None:
     known = models.list_models(module=models.segmentation)
     if name not in known:
-        raise UnknownName("torchvision segmentation model", name, known)
+        raise UnknownName("torchvision segmentation model", name, [*known, *maskrcnn.NAMES])
 
 
 def _trained(
-    uri: ModelUri, architecture: Architecture, name: str, space: LabelSpace | None
+    uri: ModelUri, architecture: Architecture, space: LabelSpace | None, *, fetch: bool
 ) -> LoadedModel:
-    """Return the network with the weights that torchvision's hub has under that name."""
-    choices = models.get_model_weights(uri.name)
-    if name not in choices.__members__:
-        raise UnknownName(f"weights of {architecture}", name, choices.__members__)
-    weights: Any = choices[name]
+    """Return the network with the weights that torchvision's hub has under the URI's name."""
+    weights = named_weights(uri)
     names = list(weights.meta["categories"])
     known = space or named_space(names)
     check_count(uri.text, len(names), known)
-    try:
-        tensors = weights.get_state_dict(progress=False, check_hash=True)
-    except OSError as error:
-        raise ModelError(
-            f"{uri.text}: torchvision's hub cannot be reached ({error}); download "
-            f"{weights.url} elsewhere, and give ?label_space={known.name} and --weights FILE"
-        ) from None
     module = build(architecture, len(names))
-    kept = {k: v for k, v in tensors.items() if not k.startswith("aux_classifier.")}
-    module.get_submodule("net").load_state_dict(kept)
+    if fetch:
+        tensors = downloaded(uri, weights, f"?label_space={known.name}")
+        kept = {k: v for k, v in tensors.items() if not k.startswith("aux_classifier.")}
+        module.get_submodule("net").load_state_dict(kept)
     transform = weights.transforms()
-    preprocessing = Preprocessing(tuple(transform.mean), tuple(transform.std))
-    return LoadedModel(module, known, preprocessing, uri.text, "", architecture)
+    edge = ShortestEdge(int(transform.resize_size[0])) if transform.resize_size else None
+    own = Preprocessing(tuple(transform.mean), tuple(transform.std), edge=edge)
+    return LoadedModel(module, known, asked_input(uri, own), uri.text, "", architecture)

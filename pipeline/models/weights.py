@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import pickle
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
+from safetensors.torch import load_file as load_safetensors
 
-from pipeline.errors import ModelError, SegmillError
+from pipeline.errors import ModelError
+from pipeline.models.fetched import local_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -25,6 +25,7 @@ WEIGHTS_FILE: Final = "weights.safetensors"
 _WRAPPERS: Final = ("state_dict", "model", "model_state_dict")
 _WRAPPED: Final = "net."
 _TRAINING_ONLY: Final = "aux_classifier."  # torchvision's, see pipeline.models.torchvision
+_COUNTER: Final = ".num_batches_tracked"
 _TORCH_SUFFIXES: Final = (".pt", ".pth", ".ckpt", ".bin")
 
 
@@ -43,17 +44,15 @@ def read_weights(url: str) -> dict[str, Tensor]:
     Raises:
         ModelError: the file is missing, damaged, or holds more than tensors.
     """
-    from pipeline.files import read_url
-
     is_file = url.endswith((".safetensors", *_TORCH_SUFFIXES))
     path = url if is_file else f"{url.rstrip('/')}/{WEIGHTS_FILE}"
     try:
-        data = read_url(path)
+        here = local_file(path)
         if path.endswith(_TORCH_SUFFIXES):
-            loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            loaded = torch.load(here, map_location="cpu", weights_only=True)
         else:
-            loaded = load_safetensors(data)
-    except (SegmillError, OSError) as error:
+            loaded = load_safetensors(here)
+    except OSError as error:
         raise ModelError(f"{path}: the weights cannot be read: {error}") from error
     except pickle.UnpicklingError:
         raise ModelError(
@@ -119,6 +118,8 @@ def put_matching(model: LoadedModel, tensors: Mapping[str, Tensor], source: str)
 
 def _renamed(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Return the tensors of a library's own file under the names of our wrapper around it."""
+    if not any(name.endswith(_COUNTER) for name in own):  # frozen normalisation has none
+        tensors = {k: v for k, v in tensors.items() if not k.endswith(_COUNTER)}
     wrapped = all(name.startswith(_WRAPPED) for name in own)
     if not wrapped or any(name.startswith(_WRAPPED) for name in tensors):
         return tensors
@@ -146,13 +147,19 @@ def _misfit(model: LoadedModel, source: str, name: str, found: Tensor, own: Tens
 
 
 def digest(model: LoadedModel) -> str:
-    """Return the sha256 of architecture, preprocessing, label space and every tensor, in hex."""
+    """Return the sha256 of architecture, preprocessing, label space and every tensor, in hex.
+
+    An exported program has no tensors here: its architecture holds the digest of the file.
+    """
     sha = hashlib.sha256()
-    for part in (
+    parts: list[Any] = [
         model.architecture.to_dict(),
         model.preprocessing.to_dict(),
         model.label_space.to_json(),
-    ):
+    ]
+    if model.objects is not None:
+        parts.append(model.objects.to_dict())
+    for part in parts:
         sha.update(json.dumps(part, sort_keys=True).encode() + b"\0")
     for name, tensor in model.module.state_dict().items():
         sha.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())

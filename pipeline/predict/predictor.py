@@ -7,7 +7,7 @@ padded by their own size, and a batch holds images whose inputs have one shape.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from pipeline.errors import ImageTooLarge, InputError, ModelError
 from pipeline.models.logits import at_size, padded
+from pipeline.predict.instances import Canvas, find
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from pipeline.models.loaded import LoadedModel
+    from pipeline.models.loaded import BoxMasks, LoadedModel, QueryMasks
     from pipeline.predict.options import LabelOptions
+    from pipeline.record import Instance
 
 _DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _LOGITS_BYTES: Final = 256 << 20
@@ -33,10 +35,15 @@ _LOGITS_BYTES: Final = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class Predicted:
-    """A label map of class ids [H, W], and confidence uint8 [H, W] = round(255 p)."""
+    """A label map of class ids [H, W], and confidence uint8 [H, W] = round(255 p).
 
-    ids: NDArray[np.uint8] | NDArray[np.uint16]
-    confidence: NDArray[np.uint8]
+    `instances` are the objects of a model that finds them, else None; both maps are None for one
+    that finds nothing but objects.
+    """
+
+    ids: NDArray[np.uint8] | NDArray[np.uint16] | None
+    confidence: NDArray[np.uint8] | None
+    instances: tuple[Instance, ...] | None = None
 
 
 class Predictor:
@@ -46,7 +53,9 @@ class Predictor:
         self._model, self._device, self._options = model, device, options
         self._space = model.label_space
         prep = model.preprocessing
-        self._size, self._multiple = options.input_size or prep.size, prep.multiple
+        if options.input_size is not None:
+            prep = replace(prep, size=options.input_size)
+        self._inside, self._multiple = prep.inside, prep.multiple
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(prep.mean, device=device).view(shape) * 255
         self._scale = 1 / (torch.tensor(prep.std, device=device).view(shape) * 255)
@@ -59,7 +68,7 @@ class Predictor:
 
         Images with the same input shape may stand in one batch.
         """
-        rows, columns = self._size or (height, width)
+        rows, columns = self._inside(height, width)
         return rows + -rows % self._multiple, columns + -columns % self._multiple
 
     @torch.inference_mode()
@@ -91,10 +100,12 @@ class Predictor:
 
     def _predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Predicted]:
         sizes = [(i.shape[0], i.shape[1]) for i in images]
-        inside = [self._size or size for size in sizes]
+        inside = [self._inside(*size) for size in sizes]
         inputs = torch.cat([self._input(i) for i in images])
         with self._autocast():
             logits = self._model.module(inputs.contiguous(memory_format=torch.channels_last))
+        if self._model.objects is not None:
+            return [self._objects(*one) for one in zip(logits, inside, sizes, strict=True)]
         if logits.shape[1] != len(self._ids):
             raise ModelError(
                 f"{self._model.uri}: the model has {logits.shape[1]} classes, label space "
@@ -112,9 +123,16 @@ class Predictor:
             host = host.pin_memory()
         pixels = host.to(self._device, non_blocking=True).permute(2, 0, 1).unsqueeze(0)
         pixels = (pixels.to(torch.float32) - self._mean) * self._scale
-        if self._size and self._size != image.shape[:2]:
-            pixels = F.interpolate(pixels, self._size, mode="bilinear", antialias=True)
+        inside = self._inside(image.shape[0], image.shape[1])
+        if inside != image.shape[:2]:
+            pixels = F.interpolate(pixels, inside, mode="bilinear", antialias=True)
         return padded(pixels, self._multiple)
+
+    def _objects(
+        self, raw: BoxMasks | QueryMasks, inside: tuple[int, int], size: tuple[int, int]
+    ) -> Predicted:
+        found = find(raw, self._model, Canvas(inside, self._multiple, size))
+        return Predicted(found.ids, found.confidence, found.instances)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = _DTYPES[self._options.precision]

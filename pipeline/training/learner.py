@@ -31,9 +31,12 @@ def open_model(recipe: Recipe, store: Store) -> LoadedModel:
     """Load the recipe's model with the classes that it shall learn.
 
     Raises:
-        UsageError: neither recipe nor model name the classes, and the store has several lists.
+        UsageError: neither recipe nor model name the classes, and the store has several lists; or
+            the model finds objects, or is a program that has no weights to learn.
     """
     uri = parse(recipe.model)
+    if uri.kind in {"export", "onnx", "script"}:
+        raise UsageError(f"{uri.text}: is a program; training needs the network that it came from")
     text = uri.text
     if "seed" not in uri.options and uri.kind != "run":
         text += f"{'&' if uri.options else '?'}seed={recipe.seed}"
@@ -50,10 +53,14 @@ def open_model(recipe: Recipe, store: Store) -> LoadedModel:
         model = load_model(text, label_space=known[0])
     else:
         model = load_model(text, label_space=space)
+    if model.objects is not None:
+        raise UsageError(f"{uri.text}: finds objects, and training here is of class maps")
     if recipe.start_from is not None:
         put_matching(model, read_weights(recipe.start_from), recipe.start_from)
     if recipe.input_size is not None:
         model.preprocessing = replace(model.preprocessing, size=recipe.input_size)
+    # Crops are trained on at the images' own scale, which is then the scale to label at.
+    model.preprocessing = replace(model.preprocessing, edge=None)
     return model
 
 
