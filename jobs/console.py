@@ -24,7 +24,7 @@ from pipeline.errors import SegmillError, SumMismatch, TooManyErrors, UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from pipeline.run import RunReport
+    from pipeline.runs.report import RunReport
 
 EXIT_FAILED, EXIT_USAGE, EXIT_ERRORS, EXIT_GATE = 1, 2, 3, 4
 

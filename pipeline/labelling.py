@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.errors import UsageError
 from pipeline.record import EMBEDDED, Sample
-from pipeline.run import Run, RunReport
+from pipeline.run import Run
 from pipeline.runs.drive import execute
 from pipeline.tables.location import locate
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from pipeline.predict.options import LabelOptions
     from pipeline.runner import Runner
+    from pipeline.runs.report import RunReport
     from pipeline.segmenter import SegmenterFactory
     from pipeline.store import Store
 
@@ -92,6 +93,7 @@ def label(
     publish: str = "as they come",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     on_listed: Callable[[int, int], None] = lambda listed, todo: None,
+    watch: Callable[[RunReport], None] = lambda report: None,
 ) -> RunReport:
     """Label the images of `source` that the store does not hold under this digest."""
     if locate(source) == store.url:
@@ -110,4 +112,6 @@ def label(
         publish=publish,
         on_progress=on_progress,
         on_listed=on_listed,
+        watch=watch,
+        facts={"model": factory.uri, "model_digest": digest},
     )

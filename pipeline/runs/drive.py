@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from pipeline.errors import InputError, StoreError
+from pipeline.release import release
+from pipeline.run import RUNS, Run, Shard, ShardWriter, Shelved
 from pipeline.runs.failures import Failure
-from pipeline.tables.fragment import Fragment, open_fragment
 from pipeline.runs.ledger import Ledger, done_key, row_key
+from pipeline.runs.metrics import RunMetrics
 from pipeline.runs.plan import Plan
-from pipeline.run import RUNS, Run, RunReport, Shard, ShardWriter, Shelved
+from pipeline.runs.report import RunReport
+from pipeline.tables.fragment import Fragment, open_fragment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -44,23 +47,33 @@ def execute(
     publish: str = "as they come",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     on_listed: Callable[[int, int], None] = lambda listed, todo: None,
+    watch: Callable[[RunReport], None] = lambda report: None,
+    facts: Mapping[str, str] | None = None,
 ) -> RunReport:
     """Label the samples that the store does not hold, and commit the rows.
 
     `choose_runner` gets the number of samples left to do. With `publish="at the end"` nothing is
-    visible to readers before one commit at the end.
+    visible to readers before one commit at the end. `watch` gets the report, which goes on
+    changing, whenever a shard was booked; `facts` say what makes the rows, for the store's history.
 
     Raises:
         SumMismatch: an input was lost or doubled; a bug of ours.
     """
-    drive = _Drive(store, run, publish)
-    total = drive.plan(samples, shard_rows, on_listed)
+    drive = _Drive(store, run, publish, facts or {})
+    start = time.perf_counter()
+    total = drive.plan(_timed(samples, drive.report), shard_rows, on_listed)
+    drive.report.spend("plan", time.perf_counter() - start - drive.report.seconds["list"])
     if total:
         writer = ShardWriter(make_labeller, drive.store.sink(), run)
         runner = choose_runner(total)
+        drive.report.begin(total, runner.crew)
+        metrics = RunMetrics(runner.meter, run.verb, run.name)
         with closing(runner.map(writer, drive.shards(), Shard.halves)) as outcomes:
             for outcome in outcomes:
                 on_progress(drive.take(outcome), total)
+                metrics(drive.report)
+                watch(drive.report)
+        drive.report.end()
     return drive.finish()
 
 
@@ -74,12 +87,30 @@ class _Orphan:
     covered: dict[bytes, Sample] = field(default_factory=dict)
 
 
+def _timed(samples: Iterable[Sample], report: RunReport) -> Iterator[Sample]:
+    """Yield samples, and book the seconds that listing them takes."""
+    feed, spent = iter(samples), 0.0
+    try:
+        while True:
+            start = time.perf_counter()
+            sample = next(feed, None)
+            spent += time.perf_counter() - start
+            if sample is None:
+                return
+            yield sample
+    finally:
+        report.spend("list", spent)
+
+
 class _Drive:
     """The plan of one execution, and its commits as shards come in."""
 
-    def __init__(self, store: Store, run: Run, publish: str) -> None:
+    def __init__(self, store: Store, run: Run, publish: str, facts: Mapping[str, str]) -> None:
         self.store, self._run, self._publish = store, run, publish
-        self._report = RunReport(run.name, resumed=run.resumed)
+        self._report = RunReport(
+            run.name, resumed=run.resumed, facts={**facts, "segmill": release()}
+        )
+        start = time.perf_counter()
         self._ledger, self._ledger_version = Ledger.of(store), store.version
         self._orphans = self._find_orphans()
         self._staged: list[Shelved] = []
@@ -88,6 +119,12 @@ class _Drive:
         self._taken: set[bytes] = set()  # rows of adopted orphans
         self._plan = Plan(store, run)
         self._last_commit = time.monotonic()
+        self._report.spend("adopt", time.perf_counter() - start)
+
+    @property
+    def report(self) -> RunReport:
+        """What the run came to so far."""
+        return self._report
 
     def _find_orphans(self) -> list[_Orphan]:
         """Read what this run wrote and did not commit."""
@@ -190,10 +227,7 @@ class _Drive:
         shelved = outcome.result
         if shelved is None:
             shelved = self._failed(outcome.chunk, outcome.error)
-        self._report.done += shelved.done
-        self._report.failed += len(shelved.failures)
-        for stage, spent in shelved.seconds.items():
-            self._report.seconds[stage] = self._report.seconds.get(stage, 0.0) + spent
+        self._report.book(shelved)
         self._staged.append(shelved)
         waited = time.monotonic() - self._last_commit
         due = len(self._staged) >= _COMMIT_FRAGMENTS or waited > _COMMIT_SECONDS
@@ -220,8 +254,7 @@ class _Drive:
         if fragments:
             keys = {key for shelved in staged for key in shelved.keys}
             self._swap_in(fragments, keys)
-        spent = time.perf_counter() - start
-        self._report.seconds["commit"] = self._report.seconds.get("commit", 0.0) + spent
+        self._report.spend("commit", time.perf_counter() - start)
 
     def _tell(self, failed: dict[str, Failure]) -> None:
         """Write failures to the errors table, each once a run."""
@@ -248,6 +281,7 @@ class _Drive:
             "run": self._run.name,
             "verb": self._run.verb,
             "rows": sum(f.rows for f in fragments),
+            "so_far": self._report.to_dict(),
         }
         self.store = before.commit(*swap(before), note=note, rebase=swap)
         # The ledger lacks the rows just added: a run writes each row once, and asks no more.
@@ -262,7 +296,7 @@ class _Drive:
         report = self._report
         report.version = self.store.version
         report.check_sum()
-        text = json.dumps({"inputs": report.inputs, "done": report.done, "failed": report.failed})
+        text = json.dumps({"verb": self._run.verb, **report.to_dict(), "version": report.version})
         self.store.sink().write(f"{RUNS}/{self._run.name}/finished.json", text.encode())
         self._plan.remove()
         return report
