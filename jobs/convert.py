@@ -16,12 +16,12 @@ from jobs.console import (
     DebugOption,
     JsonOption,
     MaxErrorsOption,
-    Progress,
     RunnerOption,
     WorkersOption,
     command,
 )
 from jobs.outcome import book, stop_after
+from jobs.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

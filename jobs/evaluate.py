@@ -17,12 +17,12 @@ from jobs.console import (
     DebugOption,
     JsonOption,
     MaxErrorsOption,
-    Progress,
     RunnerOption,
     Summary,
     WorkersOption,
     command,
 )
+from jobs.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -16,12 +16,12 @@ from jobs.console import (
     DebugOption,
     JsonOption,
     MaxErrorsOption,
-    Progress,
     RunnerOption,
     WorkersOption,
     command,
     note,
 )
+from jobs.progress import Progress
 
 APP = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 SECONDS_AN_IMAGE = 0.015

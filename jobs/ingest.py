@@ -17,7 +17,6 @@ from jobs.console import (
     DebugOption,
     JsonOption,
     MaxErrorsOption,
-    Progress,
     RunnerOption,
     Summary,
     WorkersOption,
@@ -25,6 +24,7 @@ from jobs.console import (
     note,
     tell_facts,
 )
+from jobs.progress import Progress
 
 if TYPE_CHECKING:
     from pipeline.record import Sample
@@ -103,7 +103,7 @@ def ingest(
                 run=run,
                 choose_runner=pick,
                 shard_rows=max(1, min(SHARD_SAMPLES, SHARD_BYTES // reader.row_bytes)),
-                on_progress=progress.reach,
+                watch=progress.watch,
                 on_listed=progress.listed,
             )
         summary.book(report)

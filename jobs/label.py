@@ -16,11 +16,11 @@ from jobs.console import (
     DebugOption,
     JsonOption,
     MaxErrorsOption,
-    Progress,
     RunnerOption,
     command,
     note,
 )
+from jobs.progress import Progress
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def label(
                 dataset=dataset,
                 where=where,
                 shard_images=shard_images,
-                on_progress=progress.reach,
+                watch=progress.watch,
                 on_listed=progress.listed,
             )
         summary.book(report)

@@ -16,12 +16,12 @@ from jobs.console import (
     DebugOption,
     JsonOption,
     MaxErrorsOption,
-    Progress,
     RunnerOption,
     Summary,
     WorkersOption,
     command,
 )
+from jobs.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -369,7 +369,7 @@ def merge(
             address=address,
             workers=workers,
         )
-        with Progress("merge", summary.inputs) as progress:
+        with Progress("merge", summary.inputs, unit="rows") as progress:
             held, report = join(
                 opened,
                 lambda space: Store.create(goal, [space]),

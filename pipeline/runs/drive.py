@@ -67,6 +67,7 @@ def execute(
         writer = ShardWriter(make_labeller, drive.store.sink(), run)
         runner = choose_runner(total)
         drive.report.begin(total, runner.crew)
+        watch(drive.report)
         metrics = RunMetrics(runner.meter, run.verb, run.name)
         with closing(runner.map(writer, drive.shards(), Shard.halves)) as outcomes:
             for outcome in outcomes:
