@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from jobs.spent import spent
 from pipeline.errors import SegmillError, SumMismatch, TooManyErrors, UsageError
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ class Summary:
     version: int | None = None
     paths: dict[str, str] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+    """What else to tell people."""
     gate: str | None = None
     """Why a gate said no; the exit code is then 4."""
     error: str | None = None
@@ -92,7 +95,8 @@ class Summary:
         self.figures["repeated"] = report.repeated
         if report.repeated:
             note(f"{report.repeated} inputs are listed again (same image); the first one counts")
-        self.figures["stages"] = {k: round(v, 3) for k, v in report.seconds.items()}
+        self.figures |= {"failures": report.to_dict()["failures"], **report.figures()}
+        self.lines += spent(report)
 
     def to_json(self, seconds: float) -> str:
         """Return the one-line JSON summary."""
@@ -190,6 +194,8 @@ def _print(summary: Summary, seconds: float) -> None:
             f"{summary.verb}: {summary.inputs} inputs = {summary.done} done + {summary.skipped} "
             f"skipped + {summary.failed} failed, {seconds:.1f} s"
         )
+    for line in summary.lines:
+        print(f"  {line}")
     for name, path in summary.paths.items():
         print(f"  {name}: {path}")
 

@@ -6,7 +6,6 @@ segmill store restore stores/voc 3
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -244,24 +243,30 @@ def diff(
 def history(
     store: StoreArgument,
     limit: Annotated[int | None, typer.Option(min=1, help="The newest N only.")] = None,
+    run: Annotated[
+        str | None,
+        typer.Option(help="All of one run: its name, the start of it, or a version of it."),
+    ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """List the store's versions, newest first."""
+    """List the store's versions, newest first, with what the runs behind them came to."""
     with command("store history", as_json=as_json, debug=debug) as summary:
+        from jobs.history import COLUMNS, entry, row, run_rows
+        from pipeline.runs.history import run_summary
         from pipeline.store import Store
 
         held = Store.open(store)
-        tags = {version: name for name, version in held.tags().items()}
-        rows = [
-            (c.version, tags.get(c.version, ""), f"{c.at:%Y-%m-%d %H:%M:%S}", c.operation,
-             json.dumps(dict(c.note)) if c.note else "")
-            for c in held.history(limit)
-        ]  # fmt: skip
-        columns = ("version", "tag", "at (UTC)", "operation", "note")
         summary.version = held.version
-        summary.figures["history"] = [dict(zip(columns, row, strict=True)) for row in rows]
-        _show(as_json, "history", columns, [(str(row[0]), *row[1:]) for row in rows])
+        if run is not None:
+            found = run_summary(held, run)
+            summary.figures["run"] = found
+            _show(as_json, found["run"], ("what", "value"), run_rows(found))
+            return
+        tags = {version: name for name, version in held.tags().items()}
+        commits = [(commit, tags.get(commit.version, "")) for commit in held.history(limit)]
+        summary.figures["history"] = [entry(*commit) for commit in commits]
+        _show(as_json, "history", COLUMNS, [row(*commit) for commit in commits])
 
 
 @APP.command()

@@ -175,7 +175,8 @@ class _ShardWorker:
                 f"and {len(failed)} failures"
             )
         written += pile.write()
-        spent = {"label": time.perf_counter() - start - written, "write": written}
+        doing = "label" if self.run.kind != "truth" else "ingest"
+        spent = {doing: time.perf_counter() - start - written, "write": written}
         return Shelved(
             tuple(pile.fragments),
             len(pile.keys),

@@ -29,9 +29,11 @@ REST: Final = "other"
 """A worker's time at a shard that none of its stages has claimed."""
 _CAUSES: Final = {
     "forward": "the model",
+    "label": "labelling",
+    "ingest": "reading the dataset",
     "write": "writing the rows",
     "startup": "starting the workers: the run is short",
-    "idle": "the driver: workers wait for shards (too few shards, a slow listing or slow commits)",
+    "idle": "the driver: workers wait for shards (few shards, a slow listing or slow commits)",
 }
 
 
@@ -204,7 +206,7 @@ class RunReport:
             "workers": self.workers,
             "wall": round(self.wall, 3),
             "worker_seconds": round(self.worker_seconds(), 3),
-            "seconds": {k: round(v, 3) for k, v in sorted(self.seconds.items())},
+            "stages": {k: round(v, 3) for k, v in sorted(self.seconds.items())},
             "shares": {k: round(v, 4) for k, v in self.shares().items()},
             "bottleneck": self.bottleneck(),
         }
