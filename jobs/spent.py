@@ -16,6 +16,7 @@ _WORDS: Final = {
     "wait": "waited for images",
     "write": "wrote rows",
     "startup": "started up",
+    "absent": "not there yet",
     "label": "labelled",
     "ingest": "read the dataset",
     "other": "did what no stage names",

@@ -27,12 +27,15 @@ BESIDE: Final = ("read", "decode", "encode")
 """Stages of a worker's threads: they pass beside its own time, several at once."""
 REST: Final = "other"
 """A worker's time at a shard that none of its stages has claimed."""
+ABSENT: Final = "absent"
+"""The time in which a worker was not there: it was called and had not begun, or it was gone."""
 _CAUSES: Final = {
     "forward": "the model",
     "label": "labelling",
     "ingest": "reading the dataset",
     "write": "writing the rows",
     "startup": "starting the workers: the run is short",
+    ABSENT: "getting the workers: the run is short, or the cluster had no room for them",
     "idle": "the driver: workers wait for shards (few shards, a slow listing or slow commits)",
 }
 
@@ -152,11 +155,15 @@ class RunReport:
         return self._past + sum(self._tails())
 
     def end(self) -> None:
-        """Note that all work is done: who waited for the last shard was idle."""
+        """Note that all work is done: who waited for the last shard was idle.
+
+        After this `workers` x `wall` is what the workers' stages sum to.
+        """
         for tail in list(self._tails()):
             self.spend("idle", tail)
             self._past += tail
         self._heard.clear()
+        self.spend(ABSENT, max(0.0, self.workers * self.wall - self._past))
 
     @property
     def images_per_second(self) -> float:
@@ -168,7 +175,7 @@ class RunReport:
 
         They sum to 1 but for what no clock of the workers saw: results on their way.
         """
-        whole = self.worker_seconds()
+        whole = self.worker_seconds() + self.seconds.get(ABSENT, 0.0)
         beside = {*BESIDE, *DRIVER}
         own = {stage: spent for stage, spent in self.seconds.items() if stage not in beside}
         ranked = sorted(own.items(), key=lambda item: -item[1])
