@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.spent import spent
+from jobs.budget import budget
 from pipeline.errors import SegmillError, SumMismatch, TooManyErrors, UsageError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Summary:
         if report.repeated:
             note(f"{report.repeated} inputs are listed again (same image); the first one counts")
         self.figures |= {"failures": report.to_dict()["failures"], **report.figures()}
-        self.lines += spent(report)
+        self.lines += budget(report)
 
     def to_json(self, seconds: float) -> str:
         """Return the one-line JSON summary."""

@@ -33,6 +33,7 @@ _CAUSES: Final = {
     "forward": "the model",
     "label": "labelling",
     "ingest": "reading the dataset",
+    "collect": "encoding the label maps",
     "write": "writing the rows",
     "startup": "starting the workers: the run is short",
     ABSENT: "getting the workers: the run is short, or the cluster had no room for them",

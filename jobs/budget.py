@@ -14,6 +14,7 @@ _LEAST_SECONDS: Final = 0.1
 _WORDS: Final = {
     "forward": "device busy",
     "wait": "waited for images",
+    "collect": "waited for encoders",
     "write": "wrote rows",
     "startup": "started up",
     "absent": "not there yet",
@@ -27,7 +28,7 @@ _WORDS: Final = {
 }
 
 
-def spent(report: RunReport) -> list[str]:
+def budget(report: RunReport) -> list[str]:
     """Return the pace of a run, its workers' and its driver's time, and its failures by class."""
     if not report.workers:
         return []
