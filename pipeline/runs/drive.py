@@ -307,6 +307,6 @@ class _Drive:
 
 
 def _mark(dataset: str, path: str, message: str) -> bytes:
-    """Return what makes two failures of one run the same, in 16 bytes: a run may fail throughout."""
+    """Return what makes two failures of one run the same; 16 bytes: all inputs may fail."""
     text = "\0".join((dataset, path, message))
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest()
