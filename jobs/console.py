@@ -45,6 +45,26 @@ MaxErrorsOption = Annotated[
         help="Bad inputs to tolerate, a count or a share of all; past it the exit code is 3.",
     ),
 ]
+SourceArgument = Annotated[
+    str,
+    typer.Argument(
+        help="The dataset's root, a .zip or .tar of it, a URL, or several: a.zip,b.zip."
+    ),
+]
+StoreArgument = Annotated[str, typer.Argument(help="The label store.")]
+VersionOption = Annotated[
+    str | None, typer.Option(help="A version or a tag of the store; default: the newest.")
+]
+WhereOption = Annotated[
+    str | None,
+    typer.Option(help="Which rows: an SQL condition on the columns, as \"split = 'val'\"."),
+]
+SplitsOption = Annotated[
+    list[str] | None, typer.Option("--split", help="Splits to read; default: all.")
+]
+StrictOption = Annotated[
+    bool, typer.Option("--strict", help="Exit with code 4 when anything is lost.")
+]
 RunnerOption = Annotated[
     str,
     typer.Option(

@@ -76,7 +76,7 @@ def evaluate(
     """Score one store's labels against another's, and write a report."""
     with command("evaluate", as_json=as_json, debug=debug, max_errors=max_errors) as summary:
         from pipeline.files import open_sink
-        from pipeline.runner import Resources, choose
+        from pipeline.runner import choose
         from pipeline.store import Store
 
         condition = _condition(split or (), where)
@@ -84,7 +84,6 @@ def evaluate(
         chosen = choose(
             runner,
             seconds=min(s.count() for s in stores) * SECONDS_AN_IMAGE,
-            resources=Resources(),
             address=address,
             workers=workers,
         )

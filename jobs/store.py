@@ -16,7 +16,10 @@ from jobs.console import (
     JsonOption,
     MaxErrorsOption,
     RunnerOption,
+    StoreArgument,
     Summary,
+    VersionOption,
+    WhereOption,
     WorkersOption,
     command,
 )
@@ -35,8 +38,6 @@ APP = typer.Typer(
 )
 SECONDS_A_MERGED_ROW = 0.004
 _NAME_WIDTH = 10
-StoreArgument = Annotated[str, typer.Argument(help="The label store.")]
-VersionOption = Annotated[str | None, typer.Option(help="A version or a tag; default: the newest.")]
 
 
 def _show(as_json: bool, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -95,7 +96,7 @@ def info(
 def stats(
     store: StoreArgument,
     version: VersionOption = None,
-    where: Annotated[str | None, typer.Option(help="An SQL condition on the columns.")] = None,
+    where: WhereOption = None,
     by: Annotated[
         str, typer.Option(help="Count classes apart by dataset, split, both, or none.")
     ] = "none",
@@ -173,7 +174,7 @@ def validate(
     with command("store validate", as_json=as_json, debug=debug, max_errors=max_errors) as summary:
         from jobs import validation as job
         from pipeline.files import open_sink
-        from pipeline.runner import Resources, choose
+        from pipeline.runner import choose
         from pipeline.store import Store
 
         held = Store.open(store, version)
@@ -181,7 +182,6 @@ def validate(
         chosen = choose(
             runner,
             seconds=held.count() * job.SECONDS_AN_IMAGE[depth],
-            resources=Resources(),
             address=address,
             workers=workers,
         )
@@ -359,7 +359,7 @@ def merge(
         from pipeline.errors import UsageError
         from pipeline.label_space import label_space as find
         from pipeline.merging import merge as join
-        from pipeline.runner import Resources, choose
+        from pipeline.runner import choose
         from pipeline.store import Store
 
         if len(stores) < 2:
@@ -368,11 +368,7 @@ def merge(
         opened = [Store.open(source) for source in sources]
         summary.inputs = sum(s.count() for s in opened)
         chosen = choose(
-            runner,
-            seconds=summary.inputs * SECONDS_A_MERGED_ROW,
-            resources=Resources(),
-            address=address,
-            workers=workers,
+            runner, seconds=summary.inputs * SECONDS_A_MERGED_ROW, address=address, workers=workers
         )
         with Progress("merge", summary.inputs, unit="rows") as progress:
             held, report = join(

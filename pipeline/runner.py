@@ -200,7 +200,7 @@ def choose(
     mode: str,
     *,
     seconds: float,
-    resources: Resources,
+    resources: Resources | None = None,
     address: str | None = None,
     workers: int | None = None,
 ) -> Runner:
@@ -214,7 +214,7 @@ def choose(
     """
     if mode not in {"auto", "local", "ray"}:
         raise UsageError(f"--runner takes auto, local or ray, not {mode!r}")
-    count = workers or cores()
+    count, resources = workers or cores(), resources or Resources()
     cluster = address or os.environ.get("RAY_ADDRESS")
     wants_ray = bool(cluster) or resources.gpus > 0 or seconds / count > _WORTH_RAY_SECONDS
     if mode == "local" or (mode == "auto" and not wants_ray):
