@@ -198,16 +198,12 @@ def _facts(
     scores: Scores, stores: tuple[Store, Store], arguments: Mapping[str, str | list[str] | None]
 ) -> dict[str, str]:
     """Return how the report was made, for its readers."""
-    from importlib.metadata import PackageNotFoundError, version
+    from pipeline.release import release
 
     words = ["segmill", "evaluate"]
     for name, value in arguments.items():
         for each in value if isinstance(value, list) else [value]:
             words += [] if each is None else [f"--{name}", each]
-    try:
-        release = version("segmill")
-    except PackageNotFoundError:
-        release = "not installed"
     truth, pred = stores
     return {
         "command": shlex.join(words),
@@ -217,7 +213,7 @@ def _facts(
         "label space": f"{scores.space.name}, {len(scores.class_names)} classes scored",
         "paired": f"{scores.by_path:,} images by path, {scores.by_id:,} by id; "
         f"{scores.unpredicted:,} without a prediction, {scores.unused:,} predictions left over",
-        "segmill": release,
+        "segmill": release(),
     }
 
 

@@ -82,7 +82,7 @@ class State:
         self._failed, self._crew = 0, Crew()
         self._pace, self._busy, self._lives = Pace(now), Pace(now), Pace(now)
 
-    def list(self, listed: int, todo: int) -> None:
+    def listing(self, listed: int, todo: int) -> None:
         """Note how far a listing is."""
         self._listed = listed, todo
 
@@ -191,7 +191,7 @@ class Progress:
     def listed(self, listed: int, todo: int) -> None:
         """Say how far a listing is."""
         with self._lock:
-            self._state.list(listed, todo)
+            self._state.listing(listed, todo)
 
     def reach(self, done: int, total: int | None = None) -> None:
         """Say that `done` inputs are finished; `total` corrects the number expected."""

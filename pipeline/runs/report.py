@@ -98,13 +98,14 @@ class RunReport:
     wall: float = 0.0
     """Seconds between the first shard's start and the last one's end, starting workers included."""
     workers: int = 0
-    """The most that were there at once."""
+    """The most that were there at once, of those that got a shard."""
     crew: Crew = field(default_factory=Crew)
     facts: dict[str, str] = field(default_factory=dict)
     """What made the rows: model, model_digest, segmill."""
     _start: float = 0.0
     _last: float = 0.0
     _past: float = 0.0
+    _most: int = 0
     _heard: dict[str, float] = field(default_factory=dict)
 
     def check_sum(self) -> None:
@@ -133,7 +134,8 @@ class RunReport:
             self.spend(stage, spent)
         if shelved.worker:
             self._hear(shelved.worker, shelved.seconds)
-        self.workers = max(self.workers, self.crew.alive)
+        self._most = max(self._most, self.crew.alive)
+        self.workers = min(self._most, len(self._heard))
 
     def spend(self, stage: str, seconds: float) -> None:
         """Add seconds to a stage."""

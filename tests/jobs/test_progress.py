@@ -88,7 +88,7 @@ def test_lines_come_seldom_and_ever_more_seldom():
 
 def test_a_line_says_the_count_the_pace_and_what_a_run_knows():
     state = State(None, "images", 0.0)
-    state.list(5000, 4000)
+    state.listing(5000, 4000)
     assert state.line("label", 50.0) == "label: 5,000 listed, 4,000 to do"
     report = RunReport("r")
     report.begin(4000, Crew(alive=0, starting=3))
