@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from jobs import VERBS
+from pipeline.release import release
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(_USAGE.format(verbs="\n".join(f"  {v:10} {text}" for v, text in VERBS.items())))
         return
     if verb == "--version":
-        print(_version())
+        print(release())
         return
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1)
@@ -48,15 +49,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"segmill: no verb is called {verb!r}; {hint}", file=sys.stderr)
         raise SystemExit(2)
     import_module(f"jobs.{verb}").APP(args[1:], prog_name=f"segmill {verb}")
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("segmill")
-    except PackageNotFoundError:
-        return "0+unknown (not installed)"
 
 
 def run() -> None:

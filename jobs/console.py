@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from jobs.budget import budget
 from pipeline.errors import SegmillError, SumMismatch, TooManyErrors, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from pipeline.run import RunReport
+    from pipeline.runs.report import RunReport
 
 EXIT_FAILED, EXIT_USAGE, EXIT_ERRORS, EXIT_GATE = 1, 2, 3, 4
 
@@ -43,6 +44,26 @@ MaxErrorsOption = Annotated[
         metavar="N|P%",
         help="Bad inputs to tolerate, a count or a share of all; past it the exit code is 3.",
     ),
+]
+SourceArgument = Annotated[
+    str,
+    typer.Argument(
+        help="The dataset's root, a .zip or .tar of it, a URL, or several: a.zip,b.zip."
+    ),
+]
+StoreArgument = Annotated[str, typer.Argument(help="The label store.")]
+VersionOption = Annotated[
+    str | None, typer.Option(help="A version or a tag of the store; default: the newest.")
+]
+WhereOption = Annotated[
+    str | None,
+    typer.Option(help="Which rows: an SQL condition on the columns, as \"split = 'val'\"."),
+]
+SplitsOption = Annotated[
+    list[str] | None, typer.Option("--split", help="Splits to read; default: all.")
+]
+StrictOption = Annotated[
+    bool, typer.Option("--strict", help="Exit with code 4 when anything is lost.")
 ]
 RunnerOption = Annotated[
     str,
@@ -70,6 +91,8 @@ class Summary:
     version: int | None = None
     paths: dict[str, str] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+    """What else to tell people."""
     gate: str | None = None
     """Why a gate said no; the exit code is then 4."""
     error: str | None = None
@@ -92,7 +115,8 @@ class Summary:
         self.figures["repeated"] = report.repeated
         if report.repeated:
             note(f"{report.repeated} inputs are listed again (same image); the first one counts")
-        self.figures["stages"] = {k: round(v, 3) for k, v in report.seconds.items()}
+        self.figures |= {"failures": report.to_dict()["failures"], **report.figures()}
+        self.lines += budget(report)
 
     def to_json(self, seconds: float) -> str:
         """Return the one-line JSON summary."""
@@ -190,6 +214,8 @@ def _print(summary: Summary, seconds: float) -> None:
             f"{summary.verb}: {summary.inputs} inputs = {summary.done} done + {summary.skipped} "
             f"skipped + {summary.failed} failed, {seconds:.1f} s"
         )
+    for line in summary.lines:
+        print(f"  {line}")
     for name, path in summary.paths.items():
         print(f"  {name}: {path}")
 
@@ -208,62 +234,3 @@ def tell_facts(summary: Summary, replaced: Sequence[str]) -> None:
             f"warning: the store had other facts of {names}; the new ones count, "
             f"older versions keep the old ones (`segmill store history`)"
         )
-
-
-class Progress:
-    """A bar on a terminal, a plain line every few seconds otherwise; both on stderr."""
-
-    def __init__(self, what: str, total: int | None = None, *, every: float = 5.0) -> None:
-        self._what, self._total, self._every = what, total, every
-        self._done, self._start, self._last = 0, time.monotonic(), time.monotonic()
-        self._bar: Any = None
-
-    def __enter__(self) -> Progress:
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                TextColumn,
-                TimeRemainingColumn,
-            )
-            from rich.progress import Progress as Bar
-
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(),
-            )
-            self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
-            self._bar.start()
-            self._task = self._bar.add_task(self._what, total=self._total, rate="")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def advance(self, count: int = 1, *, total: int | None = None) -> None:
-        """Count `count` more inputs as finished; `total` corrects the number expected."""
-        self.reach(self._done + count, total)
-
-    def listed(self, listed: int, todo: int) -> None:
-        """Say how far a listing is, every few seconds."""
-        now = time.monotonic()
-        if now - self._last >= self._every:
-            self._last = now
-            note(f"{self._what}: {listed} listed, {todo} to do")
-
-    def reach(self, done: int, total: int | None = None) -> None:
-        """Say that `done` inputs are finished; `total` corrects the number expected."""
-        self._done = done
-        self._total = total if total is not None else self._total
-        now = time.monotonic()
-        rate = f"{self._done / max(now - self._start, 1e-9):.1f}/s"
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self._done, total=self._total, rate=rate)
-        elif now - self._last >= self._every:
-            self._last = now
-            note(f"{self._what}: {self._done}{f' of {self._total}' if self._total else ''}, {rate}")

@@ -16,12 +16,15 @@ from jobs.console import (
     DebugOption,
     JsonOption,
     MaxErrorsOption,
-    Progress,
     RunnerOption,
+    SourceArgument,
+    SplitsOption,
+    StrictOption,
     WorkersOption,
     command,
 )
 from jobs.outcome import book, stop_after
+from jobs.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,23 +39,16 @@ FAR_CHUNK_SAMPLES = 256
 
 @APP.command()
 def convert(
-    src: Annotated[
-        str,
-        typer.Argument(
-            help="The dataset's root, a .zip or .tar of it, a URL, or several: a.zip,b.zip."
-        ),
-    ],
+    src: SourceArgument,
     dst: Annotated[str, typer.Argument(help="Where the new dataset goes: a directory or a URL.")],
     from_: Annotated[str, typer.Option("--from", help="The format of SRC.")],
     to: Annotated[str, typer.Option("--to", help="The format of DST.")],
-    split: Annotated[list[str] | None, typer.Option(help="Splits to read; default: all.")] = None,
+    split: SplitsOption = None,
     label_space: Annotated[
         str,
         typer.Option(help="native: the classes that DST's tools expect; keep: SRC's; or a name."),
     ] = "native",
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with code 4 when anything is lost.")
-    ] = False,
+    strict: StrictOption = False,
     max_errors: MaxErrorsOption = "0",
     runner: RunnerOption = "auto",
     address: AddressOption = None,
@@ -68,7 +64,7 @@ def convert(
         from connectors.writing import WriterFactory
         from jobs.apart import check_apart
         from pipeline.labels.relabel import Relabeller, target_space
-        from pipeline.runner import Resources, choose
+        from pipeline.runner import choose
         from pipeline.trees.ahead import is_far, listed_ahead
         from pipeline.trees.union import open_source
 
@@ -90,7 +86,7 @@ def convert(
                 yield piece
 
         # The listing is a stream: its length is not known before its end.
-        chosen = choose(runner, seconds=0, resources=Resources(), address=address, workers=workers)
+        chosen = choose(runner, seconds=0, address=address, workers=workers)
         with Progress("convert") as progress:
             total = write_dataset(
                 factory,

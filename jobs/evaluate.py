@@ -17,12 +17,12 @@ from jobs.console import (
     DebugOption,
     JsonOption,
     MaxErrorsOption,
-    Progress,
     RunnerOption,
     Summary,
     WorkersOption,
     command,
 )
+from jobs.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -76,7 +76,7 @@ def evaluate(
     """Score one store's labels against another's, and write a report."""
     with command("evaluate", as_json=as_json, debug=debug, max_errors=max_errors) as summary:
         from pipeline.files import open_sink
-        from pipeline.runner import Resources, choose
+        from pipeline.runner import choose
         from pipeline.store import Store
 
         condition = _condition(split or (), where)
@@ -84,7 +84,6 @@ def evaluate(
         chosen = choose(
             runner,
             seconds=min(s.count() for s in stores) * SECONDS_AN_IMAGE,
-            resources=Resources(),
             address=address,
             workers=workers,
         )
@@ -199,16 +198,12 @@ def _facts(
     scores: Scores, stores: tuple[Store, Store], arguments: Mapping[str, str | list[str] | None]
 ) -> dict[str, str]:
     """Return how the report was made, for its readers."""
-    from importlib.metadata import PackageNotFoundError, version
+    from pipeline.release import release
 
     words = ["segmill", "evaluate"]
     for name, value in arguments.items():
         for each in value if isinstance(value, list) else [value]:
             words += [] if each is None else [f"--{name}", each]
-    try:
-        release = version("segmill")
-    except PackageNotFoundError:
-        release = "not installed"
     truth, pred = stores
     return {
         "command": shlex.join(words),
@@ -218,7 +213,7 @@ def _facts(
         "label space": f"{scores.space.name}, {len(scores.class_names)} classes scored",
         "paired": f"{scores.by_path:,} images by path, {scores.by_id:,} by id; "
         f"{scores.unpredicted:,} without a prediction, {scores.unused:,} predictions left over",
-        "segmill": release,
+        "segmill": release(),
     }
 
 

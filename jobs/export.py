@@ -14,12 +14,16 @@ from jobs.console import (
     DebugOption,
     JsonOption,
     MaxErrorsOption,
-    Progress,
     RunnerOption,
+    StoreArgument,
+    StrictOption,
+    VersionOption,
+    WhereOption,
     WorkersOption,
     command,
 )
 from jobs.outcome import book, stop_after
+from jobs.progress import Progress
 
 APP = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 SECONDS_AN_IMAGE = 0.002
@@ -27,22 +31,16 @@ SECONDS_AN_IMAGE = 0.002
 
 @APP.command()
 def export(
-    store: Annotated[str, typer.Argument(help="The label store.")],
+    store: StoreArgument,
     dst: Annotated[str, typer.Argument(help="Where the dataset goes: a directory or a URL.")],
     format_: Annotated[str, typer.Option("--format", help="The format to write.")],
-    version: Annotated[
-        str | None, typer.Option(help="A version or a tag of the store; default: the newest.")
-    ] = None,
-    where: Annotated[
-        str | None, typer.Option(help="An SQL condition on the columns: \"split = 'val'\".")
-    ] = None,
+    version: VersionOption = None,
+    where: WhereOption = None,
     label_space: Annotated[
         str,
         typer.Option(help="native: the classes that the format's tools expect; keep; or a name."),
     ] = "native",
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with code 4 when anything is lost.")
-    ] = False,
+    strict: StrictOption = False,
     max_errors: MaxErrorsOption = "0",
     runner: RunnerOption = "auto",
     address: AddressOption = None,
@@ -58,7 +56,7 @@ def export(
         from connectors.writing import WriterFactory
         from jobs.apart import check_store_apart
         from pipeline.labels.relabel import Relabeller, target_space
-        from pipeline.runner import Resources, choose
+        from pipeline.runner import choose
         from pipeline.store import Store
 
         held = Store.open(store, version)
@@ -70,13 +68,7 @@ def export(
             format_, dst, Relabeller.to(space, used), rows
         )
         inputs = held.count() if keys is None else len(keys)
-        chosen = choose(
-            runner,
-            seconds=inputs * SECONDS_AN_IMAGE,
-            resources=Resources(),
-            address=address,
-            workers=workers,
-        )
+        chosen = choose(runner, seconds=inputs * SECONDS_AN_IMAGE, address=address, workers=workers)
         source = Source(
             ("store", held.url, where or ""),
             ranges(held),

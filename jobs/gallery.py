@@ -16,12 +16,15 @@ from jobs.console import (
     DebugOption,
     JsonOption,
     MaxErrorsOption,
-    Progress,
     RunnerOption,
+    StoreArgument,
+    VersionOption,
+    WhereOption,
     WorkersOption,
     command,
     note,
 )
+from jobs.progress import Progress
 
 APP = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 SECONDS_AN_IMAGE = 0.015
@@ -29,12 +32,10 @@ SECONDS_AN_IMAGE = 0.015
 
 @APP.command()
 def gallery(
-    store: Annotated[str, typer.Argument(help="The label store.")],
+    store: StoreArgument,
     out: Annotated[str, typer.Option(help="Where the page goes: a directory or a URL.")],
     limit: Annotated[int, typer.Option(min=1, help="Images to show.")] = 500,
-    where: Annotated[
-        str | None, typer.Option(help="Which rows: an SQL condition on the columns.")
-    ] = None,
+    where: WhereOption = None,
     sample: Annotated[
         bool,
         typer.Option("--sample", help="Choose at random (the same each time), not the first."),
@@ -42,9 +43,7 @@ def gallery(
     size: Annotated[
         int, typer.Option(min=64, max=4096, help="The longer side of a picture, in pixels.")
     ] = 480,
-    version: Annotated[
-        str | None, typer.Option(help="A version or a tag of the store; default: the newest.")
-    ] = None,
+    version: VersionOption = None,
     max_errors: MaxErrorsOption = "0",
     runner: RunnerOption = "auto",
     address: AddressOption = None,
@@ -56,17 +55,13 @@ def gallery(
     with command("gallery", as_json=as_json, debug=debug, max_errors=max_errors) as summary:
         from pipeline.files import open_sink
         from pipeline.report.gallery import write_gallery
-        from pipeline.runner import Resources, choose
+        from pipeline.runner import choose
         from pipeline.store import Store
 
         held = Store.open(store, version)
         expected = min(limit, held.count())
         chosen = choose(
-            runner,
-            seconds=expected * SECONDS_AN_IMAGE,
-            resources=Resources(),
-            address=address,
-            workers=workers,
+            runner, seconds=expected * SECONDS_AN_IMAGE, address=address, workers=workers
         )
         sink = open_sink(out)
         with Progress("gallery", expected) as progress:

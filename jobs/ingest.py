@@ -17,14 +17,16 @@ from jobs.console import (
     DebugOption,
     JsonOption,
     MaxErrorsOption,
-    Progress,
     RunnerOption,
+    SourceArgument,
+    SplitsOption,
     Summary,
     WorkersOption,
     command,
     note,
     tell_facts,
 )
+from jobs.progress import Progress
 
 if TYPE_CHECKING:
     from pipeline.record import Sample
@@ -40,15 +42,10 @@ SHARD_BYTES = 64 << 20
 
 @APP.command()
 def ingest(
-    src: Annotated[
-        str,
-        typer.Argument(
-            help="The dataset's root, a .zip or .tar of it, a URL, or several: a.zip,b.zip."
-        ),
-    ],
+    src: SourceArgument,
     store: Annotated[str, typer.Argument(help="The label store to write to; made when absent.")],
     format_: Annotated[str, typer.Option("--format", help="The dataset's format: voc, camvid...")],
-    split: Annotated[list[str] | None, typer.Option(help="Splits to read; default: all.")] = None,
+    split: SplitsOption = None,
     embed_images: Annotated[
         bool, typer.Option("--embed-images", help="Keep the images' bytes in the store, too.")
     ] = False,
@@ -71,7 +68,7 @@ def ingest(
         from connectors import connector
         from connectors.reading import ReaderFactory
         from pipeline.run import Run
-        from pipeline.runner import Resources, choose
+        from pipeline.runner import choose
         from pipeline.runs.drive import execute
         from pipeline.store import Store
         from pipeline.trees.union import open_source
@@ -91,9 +88,7 @@ def ingest(
 
         def pick(count: int) -> Runner:
             work = count * SECONDS_AN_IMAGE
-            return choose(
-                runner, seconds=work, resources=Resources(), address=address, workers=workers
-            )
+            return choose(runner, seconds=work, address=address, workers=workers)
 
         with Progress("ingest") as progress:
             report = execute(
@@ -103,7 +98,7 @@ def ingest(
                 run=run,
                 choose_runner=pick,
                 shard_rows=max(1, min(SHARD_SAMPLES, SHARD_BYTES // reader.row_bytes)),
-                on_progress=progress.reach,
+                watch=progress.watch,
                 on_listed=progress.listed,
             )
         summary.book(report)

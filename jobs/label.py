@@ -16,11 +16,11 @@ from jobs.console import (
     DebugOption,
     JsonOption,
     MaxErrorsOption,
-    Progress,
     RunnerOption,
     command,
     note,
 )
+from jobs.progress import Progress
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,7 +40,9 @@ def label(
         ),
     ],
     store: Annotated[str, typer.Argument(help="The label store to write to; made when absent.")],
-    model: Annotated[str, typer.Option(help="The model: run:DIR, hf:, onnx:FILE, ...: docs/models.md")],
+    model: Annotated[
+        str, typer.Option(help="The model: run:DIR, hf:, onnx:FILE, ...: docs/models.md")
+    ],
     weights: Annotated[str | None, typer.Option(help="Weights to load into it.")] = None,
     label_space: Annotated[
         str | None, typer.Option(help="Label space, if the model's own is not the right one.")
@@ -147,7 +149,7 @@ def label(
                 choice=choice,
                 shard_images=shard_images,
                 facts={"gpus_per_worker": resources.gpus},
-                on_progress=progress.reach,
+                watch=progress.watch,
                 on_listed=progress.listed,
             )
         summary.book(report)

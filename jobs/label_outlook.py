@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from jobs.console import Progress, note
+from jobs.console import note
+from jobs.progress import Progress
 
 if TYPE_CHECKING:
     from jobs.console import Summary

@@ -6,7 +6,6 @@ segmill store restore stores/voc 3
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,12 +15,15 @@ from jobs.console import (
     DebugOption,
     JsonOption,
     MaxErrorsOption,
-    Progress,
     RunnerOption,
+    StoreArgument,
     Summary,
+    VersionOption,
+    WhereOption,
     WorkersOption,
     command,
 )
+from jobs.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,8 +38,6 @@ APP = typer.Typer(
 )
 SECONDS_A_MERGED_ROW = 0.004
 _NAME_WIDTH = 10
-StoreArgument = Annotated[str, typer.Argument(help="The label store.")]
-VersionOption = Annotated[str | None, typer.Option(help="A version or a tag; default: the newest.")]
 
 
 def _show(as_json: bool, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -96,7 +96,7 @@ def info(
 def stats(
     store: StoreArgument,
     version: VersionOption = None,
-    where: Annotated[str | None, typer.Option(help="An SQL condition on the columns.")] = None,
+    where: WhereOption = None,
     by: Annotated[
         str, typer.Option(help="Count classes apart by dataset, split, both, or none.")
     ] = "none",
@@ -174,7 +174,7 @@ def validate(
     with command("store validate", as_json=as_json, debug=debug, max_errors=max_errors) as summary:
         from jobs import validation as job
         from pipeline.files import open_sink
-        from pipeline.runner import Resources, choose
+        from pipeline.runner import choose
         from pipeline.store import Store
 
         held = Store.open(store, version)
@@ -182,7 +182,6 @@ def validate(
         chosen = choose(
             runner,
             seconds=held.count() * job.SECONDS_AN_IMAGE[depth],
-            resources=Resources(),
             address=address,
             workers=workers,
         )
@@ -244,24 +243,30 @@ def diff(
 def history(
     store: StoreArgument,
     limit: Annotated[int | None, typer.Option(min=1, help="The newest N only.")] = None,
+    run: Annotated[
+        str | None,
+        typer.Option(help="All of one run: its name, the start of it, or a version of it."),
+    ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """List the store's versions, newest first."""
+    """List the store's versions, newest first, with what the runs behind them came to."""
     with command("store history", as_json=as_json, debug=debug) as summary:
+        from jobs.history import COLUMNS, entry, row, run_rows
+        from pipeline.runs.history import run_summary
         from pipeline.store import Store
 
         held = Store.open(store)
-        tags = {version: name for name, version in held.tags().items()}
-        rows = [
-            (c.version, tags.get(c.version, ""), f"{c.at:%Y-%m-%d %H:%M:%S}", c.operation,
-             json.dumps(dict(c.note)) if c.note else "")
-            for c in held.history(limit)
-        ]  # fmt: skip
-        columns = ("version", "tag", "at (UTC)", "operation", "note")
         summary.version = held.version
-        summary.figures["history"] = [dict(zip(columns, row, strict=True)) for row in rows]
-        _show(as_json, "history", columns, [(str(row[0]), *row[1:]) for row in rows])
+        if run is not None:
+            found = run_summary(held, run)
+            summary.figures["run"] = found
+            _show(as_json, found["run"], ("what", "value"), run_rows(found))
+            return
+        tags = {version: name for name, version in held.tags().items()}
+        commits = [(commit, tags.get(commit.version, "")) for commit in held.history(limit)]
+        summary.figures["history"] = [entry(*commit) for commit in commits]
+        _show(as_json, "history", COLUMNS, [row(*commit) for commit in commits])
 
 
 @APP.command()
@@ -354,7 +359,7 @@ def merge(
         from pipeline.errors import UsageError
         from pipeline.label_space import label_space as find
         from pipeline.merging import merge as join
-        from pipeline.runner import Resources, choose
+        from pipeline.runner import choose
         from pipeline.store import Store
 
         if len(stores) < 2:
@@ -363,13 +368,9 @@ def merge(
         opened = [Store.open(source) for source in sources]
         summary.inputs = sum(s.count() for s in opened)
         chosen = choose(
-            runner,
-            seconds=summary.inputs * SECONDS_A_MERGED_ROW,
-            resources=Resources(),
-            address=address,
-            workers=workers,
+            runner, seconds=summary.inputs * SECONDS_A_MERGED_ROW, address=address, workers=workers
         )
-        with Progress("merge", summary.inputs) as progress:
+        with Progress("merge", summary.inputs, unit="rows") as progress:
             held, report = join(
                 opened,
                 lambda space: Store.create(goal, [space]),

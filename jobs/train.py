@@ -19,11 +19,11 @@ from jobs.console import (
     DebugOption,
     JsonOption,
     MaxErrorsOption,
-    Progress,
     RunnerOption,
     command,
     note,
 )
+from jobs.progress import Progress
 
 if TYPE_CHECKING:
     from jobs.console import Summary
@@ -78,7 +78,7 @@ def train(
         chosen = read_recipe(recipe, minutes=minutes, epochs=epochs, seed=seed)
         where = Where(cast("Any", runner), workers, address, gpu)
         plan = Plan(Store.open(store, version), chosen, out, split, val_split)
-        with Progress("train") as progress:
+        with Progress("train", unit="steps") as progress:
 
             def step(done: int, total: int) -> None:
                 progress.advance(total=total or None)

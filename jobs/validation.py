@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from jobs.console import Progress, note
+from jobs.console import note
+from jobs.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -36,7 +37,7 @@ def validate_store(
     from pipeline.validation import validate
 
     total = sum(f.rows for f in store.fragments() if only is None or f.path in only)
-    with Progress("validate", total) as progress:
+    with Progress("validate", total, unit="rows") as progress:
 
         def run(on_findings: Any) -> Validation:
             return validate(

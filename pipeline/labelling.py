@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.errors import UsageError
 from pipeline.record import EMBEDDED
-from pipeline.run import Run, RunReport
+from pipeline.run import Run
 from pipeline.runs.choice import Choice
 from pipeline.runs.drive import execute
 from pipeline.runs.outlook import foresee
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pipeline.record import Sample
     from pipeline.runner import Runner
     from pipeline.runs.outlook import Outlook
+    from pipeline.runs.report import RunReport
     from pipeline.segmenter import SegmenterFactory
     from pipeline.store import Store
 
@@ -167,6 +168,7 @@ def label(
     facts: Mapping[str, Any] | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     on_listed: Callable[[int, int], None] = lambda listed, todo: None,
+    watch: Callable[[RunReport], None] = lambda report: None,
 ) -> RunReport:
     """Label the images of `source` that the store does not hold under this digest.
 
@@ -183,7 +185,8 @@ def label(
         choose_runner=choose_runner,
         shard_rows=shard_images,
         publish=publish,
-        facts={"model_digest": digest, **(facts or {})},
         on_progress=on_progress,
         on_listed=on_listed,
+        watch=watch,
+        facts={"model": factory.uri, "model_digest": digest, **(facts or {})},
     )

@@ -12,11 +12,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from pipeline.errors import PoisonInput, UsageError
-from pipeline.runner import Outcome, Resources, cores, outcome_of
+from pipeline.runner import Crew, Outcome, Resources, cores, outcome_of
+from pipeline.runs.metrics import COMMON_TAGS
 from pipeline.trees.ahead import actor_env
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+
+    from pipeline.runs.metrics import Meter, Metric
 
 LOG = logging.getLogger("segmill")
 C = TypeVar("C")
@@ -45,11 +48,17 @@ class RayRunner:
     resources: Resources = field(default_factory=Resources)
     address: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
+    crew: Crew = field(default_factory=Crew, compare=False)
 
     @property
     def name(self) -> str:
         """Where the work runs."""
         return "ray"
+
+    @property
+    def meter(self) -> Callable[[Metric], Meter]:
+        """What makes a metric that Ray's endpoints show."""
+        return ray_meter
 
     def map(
         self,
@@ -92,6 +101,18 @@ def start_ray(address: str | None = None) -> bool:
     return True
 
 
+def ray_meter(metric: Metric) -> Meter:
+    """Make a metric of this process's; Ray must be up."""
+    from ray.util.metrics import Counter, Gauge
+
+    tags = COMMON_TAGS + metric.tags
+    if metric.kind == "gauge":
+        gauge = Gauge(metric.name, metric.says, tags)
+        return lambda value, tags: gauge.set(value, dict(tags))
+    counter = Counter(metric.name, metric.says, tags)
+    return lambda value, tags: counter.inc(value, dict(tags))
+
+
 class _Actor:
     """What runs inside a Ray actor: one worker, kept warm."""
 
@@ -120,7 +141,7 @@ class _Pool(Generic[C, R]):
         import ray
 
         self._own_session = own_session and not (runner.address or os.environ.get("RAY_ADDRESS"))
-        self._ray, self._split = ray, split
+        self._ray, self._split, self._crew = ray, split, runner.crew
         self._resources = runner.resources
         cpu_only = {} if runner.resources.gpus else _CPU_ONLY
         place = actor_env(runner.resources.cpus, runner.resources.max_actors)
@@ -150,9 +171,15 @@ class _Pool(Generic[C, R]):
         more = True
         while True:
             more = self._feed(feed) and more
+            self._count()
             if not more and not self._again and not self._chunks:
                 return
             yield from self._collect()
+
+    def _count(self) -> None:
+        crew = self._crew
+        crew.alive, crew.starting = len(self._queues), len(self._starting)
+        crew.in_flight = len(self._chunks)
 
     def close(self) -> None:
         if not self._ray.is_initialized():  # killing an actor would start a new session

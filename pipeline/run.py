@@ -28,6 +28,7 @@ from pipeline.record import Record, Sample, to_table
 from pipeline.runs.attempts import new_attempt
 from pipeline.runs.failures import Failure
 from pipeline.runs.keys import row_keys
+from pipeline.runs.report import Shift
 from pipeline.tables.fragment import Fragment, write_fragment
 
 if TYPE_CHECKING:
@@ -142,6 +143,9 @@ class Shelved:
     failures: tuple[Failure, ...]
     keys: tuple[bytes, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+    """By stage, since the worker's last shard (`pipeline.runs.report.Shift`)."""
+    pixels: int = 0
+    worker: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +158,10 @@ class ShardWriter:
 
     def __call__(self) -> Callable[[Shard], Shelved]:
         """Make the worker, in the process that will use it."""
-        return _ShardWorker(self.make_labeller(), self.sink, self.run)
+        shift = Shift()
+        worker = _ShardWorker(self.make_labeller(), self.sink, self.run, shift)
+        shift.ready()
+        return worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +169,10 @@ class _ShardWorker:
     labeller: Labeller
     sink: Sink
     run: Run
+    shift: Shift
 
     def __call__(self, shard: Shard) -> Shelved:
+        self.shift.begin()
         start, written = time.perf_counter(), 0.0
         stage = "label" if self.run.kind != "truth" else "read"
         failed: list[Failure] = []
@@ -181,9 +190,16 @@ class _ShardWorker:
                 f"and {len(failed)} failures"
             )
         written += pile.write()
-        spent = {"label": time.perf_counter() - start - written, "write": written}
+        doing = "label" if self.run.kind != "truth" else "ingest"
+        spent = {doing: time.perf_counter() - start - written, "write": written}
         return Shelved(
-            tuple(pile.fragments), len(pile.rows), tuple(failed), tuple(pile.keys()), spent
+            tuple(pile.fragments),
+            len(pile.rows),
+            tuple(failed),
+            tuple(pile.keys()),
+            self.shift.end(spent),
+            pile.pixels,
+            self.shift.worker,
         )
 
     def _label(self, samples: Sequence[Sample]) -> Iterator[tuple[Sample, Record | InputError]]:
@@ -263,6 +279,7 @@ class _Pile:
     rows: list[tuple[str, str]] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
     size: int = 0
+    pixels: int = 0
 
     def add(self, record: Record) -> float:
         """Take a record; write those before it when they are enough. Return the seconds of that."""
@@ -271,6 +288,7 @@ class _Pile:
             spent = self.write()
         self.records.append(record)
         self.size += size
+        self.pixels += record.height * record.width
         self.rows.append((record.dataset, record.image.path or ""))
         return spent
 
@@ -294,30 +312,3 @@ def fragment_path(run: Run, shard: Shard, number: int = 0) -> str:
     """Return where a shard's fragment lies, below the store: NAME, NAME-1, NAME-2."""
     name = f"{shard.name}-{number}" if number else shard.name
     return f"data/{run.name}/{run.attempt}/{name}.parquet"
-
-
-@dataclass(slots=True)
-class RunReport:
-    """The sum of a run, its snapshot, and where its time went."""
-
-    run: str
-    repeated: int = 0
-    """Inputs that the listing names again; they are among the skipped."""
-    inputs: int = 0
-    done: int = 0
-    skipped: int = 0
-    failed: int = 0
-    resumed: bool = False
-    adopted: int = 0
-    changed: int = 0
-    """Of those to do, how many the store held of another fingerprint or labeller."""
-    version: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def check_sum(self) -> None:
-        """Raise SumMismatch unless inputs = done + skipped + failed."""
-        if self.inputs != self.done + self.skipped + self.failed:
-            raise SumMismatch(
-                f"run {self.run}: {self.inputs} inputs, but {self.done} done + {self.skipped} "
-                f"already done + {self.failed} failed; please report this"
-            )

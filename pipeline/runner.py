@@ -24,6 +24,8 @@ from pipeline.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
 
+    from pipeline.runs.metrics import Meter, Metric
+
 C = TypeVar("C")
 R = TypeVar("R")
 
@@ -40,12 +42,30 @@ class Outcome(Generic[C, R]):
     error: BaseException | None = None
 
 
+@dataclass(slots=True)
+class Crew:
+    """How the workers of a map fare now: its runner keeps it, whoever maps reads it."""
+
+    alive: int = 0
+    starting: int = 0
+    in_flight: int = 0
+    """Chunks that workers hold: at work, or waiting for it."""
+
+
 class Runner(Protocol):
     """Maps workers over chunks."""
 
     @property
     def name(self) -> str:
         """Where the work runs: local or ray."""
+
+    @property
+    def crew(self) -> Crew:
+        """The workers of the map that runs now, or ran last."""
+
+    @property
+    def meter(self) -> Callable[[Metric], Meter] | None:
+        """What makes a metric where the work runs; None where nothing collects metrics."""
 
     def map(
         self,
@@ -72,11 +92,16 @@ class LocalRunner:
     """
 
     workers: int = field(default_factory=cores)
+    crew: Crew = field(default_factory=Crew, compare=False)
 
     @property
     def name(self) -> str:
         """Where the work runs."""
         return "local"
+
+    @property
+    def meter(self) -> None:
+        """Nothing collects metrics from this process."""
 
     def map(
         self,
@@ -85,6 +110,7 @@ class LocalRunner:
         split: Callable[[C], list[C]] | None = None,
     ) -> Generator[Outcome[C, R]]:
         """Yield the outcome of each chunk, in the order in which they end."""
+        self.crew.alive = self.crew.in_flight = self.workers
         crew: _Threads[C, R] = _Threads(make_worker, iter(chunks), self.workers)
         try:
             yield from crew.outcomes()
@@ -174,7 +200,7 @@ def choose(
     mode: str,
     *,
     seconds: float,
-    resources: Resources,
+    resources: Resources | None = None,
     address: str | None = None,
     workers: int | None = None,
 ) -> Runner:
@@ -188,7 +214,7 @@ def choose(
     """
     if mode not in {"auto", "local", "ray"}:
         raise UsageError(f"--runner takes auto, local or ray, not {mode!r}")
-    count = workers or cores()
+    count, resources = workers or cores(), resources or Resources()
     cluster = address or os.environ.get("RAY_ADDRESS")
     wants_ray = bool(cluster) or resources.gpus > 0 or seconds / count > _WORTH_RAY_SECONDS
     if mode == "local" or (mode == "auto" and not wants_ray):

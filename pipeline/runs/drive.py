@@ -9,15 +9,19 @@ from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.errors import InputError, StoreError
-from pipeline.run import RUNS, Run, RunReport, Shard, ShardWriter, Shelved
+from pipeline.release import release
+from pipeline.run import RUNS, Run, Shard, ShardWriter, Shelved
 from pipeline.runs.failures import Failure
 from pipeline.runs.keys import as_bytes, row_keys
 from pipeline.runs.ledger import Ledger
+from pipeline.runs.metrics import RunMetrics
 from pipeline.runs.orphans import Orphans
 from pipeline.runs.plan import Plan
 from pipeline.runs.planning import Planner
+from pipeline.runs.report import RunReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,50 +48,84 @@ def execute(
     publish: str = "as they come",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     on_listed: Callable[[int, int], None] = lambda listed, todo: None,
+    watch: Callable[[RunReport], None] = lambda report: None,
     facts: Mapping[str, Any] | None = None,
 ) -> RunReport:
     """Label the samples that the store does not hold, and commit the rows.
 
     The listing comes as samples, or as batches of them (`pipeline.samples`), which costs a tenth.
     `choose_runner` gets the number of samples left to do. With `publish="at the end"` nothing is
-    visible to readers before one commit at the end. `facts` are put into the run's record.
+    visible to readers before one commit at the end. `watch` gets the report, which goes on
+    changing, whenever a shard was booked; `facts` say what makes the rows, for the store's history.
 
     Raises:
         SumMismatch: an input was lost or doubled; a bug of ours.
     """
-    drive = Drive(store, run, publish)
+    drive = Drive(store, run, publish, facts or {})
     try:
         total = drive.plan(samples, shard_rows, on_listed)
         if total:
             writer = ShardWriter(make_labeller, drive.store.sink(), run)
             runner = choose_runner(total)
+            drive.report.begin(total, runner.crew)
+            watch(drive.report)
+            metrics = RunMetrics(runner.meter, run.verb, run.name)
             with closing(runner.map(writer, drive.shards(), Shard.halves)) as outcomes:
                 for outcome in outcomes:
                     on_progress(drive.take(outcome), total)
-        return drive.finish(facts or {})
+                    metrics(drive.report)
+                    watch(drive.report)
+            drive.report.end()
+        return drive.finish()
     finally:
         drive.close()
+
+
+def _timed(samples: Listing, report: RunReport) -> Iterator[Any]:
+    """Yield what a listing yields, and book the seconds that listing takes."""
+    feed, spent = iter(samples), 0.0
+    try:
+        while True:
+            start = time.perf_counter()
+            sample = next(feed, None)
+            spent += time.perf_counter() - start
+            if sample is None:
+                return
+            yield sample
+    finally:
+        report.spend("list", spent)
 
 
 class Drive:
     """The plan of one execution, and its commits as shards come in."""
 
-    def __init__(self, store: Store, run: Run, publish: str) -> None:
+    def __init__(self, store: Store, run: Run, publish: str, facts: Mapping[str, Any]) -> None:
         self.store, self._run, self._publish = store, run, publish
-        self._report = RunReport(run.name, resumed=run.resumed)
+        self._report = RunReport(
+            run.name, resumed=run.resumed, facts={**facts, "segmill": release()}
+        )
+        start = time.perf_counter()
         self._ledger, self._ledger_version = Ledger.of(store), store.version
         self._staged: list[Shelved] = []
         self._told = self._failures_told()
         self._again: dict[bytes, bool] = {}  # rows that the listing names again -> one was taken
         self._plan = Plan(store, run)
         self._last_commit = time.monotonic()
+        self._report.spend("adopt", time.perf_counter() - start)
 
-    def _failures_told(self) -> set[str]:
+    @property
+    def report(self) -> RunReport:
+        """What the run came to so far."""
+        return self._report
+
+    def _failures_told(self) -> set[bytes]:
         """Return the failures that this run wrote down before it died."""
         if not self._run.resumed:
             return set()
-        known = self.store.failures().select(["run", "dataset", "path", "message"]).to_pylist()
-        return {_mark(**f) for f in known if f["run"] == self._run.name}
+        known = self.store.failures()
+        known = known.filter(pc.equal(known["run"], self._run.name))
+        batches = known.select(["dataset", "path", "message"]).to_batches(4096)
+        return {_mark(**f) for batch in batches for f in batch.to_pylist()}
 
     def plan(
         self,
@@ -96,18 +134,19 @@ class Drive:
         on_listed: Callable[[int, int], None] = lambda listed, todo: None,
     ) -> int:
         """Write the plan, and return the samples left to do."""
+        start, report = time.perf_counter(), self._report
         orphans = Orphans.of(self.store, self._run)
         planner = Planner(self._ledger, orphans, self._plan, shard_rows)
-        planner.read(samples, on_listed)
+        planner.read(_timed(samples, report), on_listed)
         for orphan in planner.adopted:
             keys = tuple(as_bytes(orphan.keys.high, orphan.keys.low))
             self._staged.append(Shelved((orphan.fragment,), len(keys), (), keys))
-        report = self._report
         report.inputs, report.repeated = planner.listed, planner.repeated
         report.adopted = sum(o.fragment.rows for o in planner.adopted)
         report.skipped = planner.listed - planner.todo
         report.changed = planner.changed
         self._again = planner.again
+        report.spend("plan", time.perf_counter() - start - report.seconds["list"])
         return planner.todo
 
     def shards(self) -> Iterator[Shard]:
@@ -133,10 +172,7 @@ class Drive:
         shelved = outcome.result
         if shelved is None:
             shelved = self._failed(outcome.chunk, outcome.error)
-        self._report.done += shelved.done
-        self._report.failed += len(shelved.failures)
-        for stage, spent in shelved.seconds.items():
-            self._report.seconds[stage] = self._report.seconds.get(stage, 0.0) + spent
+        self._report.book(shelved)
         self._staged.append(shelved)
         waited = time.monotonic() - self._last_commit
         due = len(self._staged) >= _COMMIT_FRAGMENTS or waited > _COMMIT_SECONDS
@@ -163,14 +199,13 @@ class Drive:
         if fragments:
             keys = {key for shelved in staged for key in shelved.keys}
             self._swap_in(fragments, keys)
-        spent = time.perf_counter() - start
-        self._report.seconds["commit"] = self._report.seconds.get("commit", 0.0) + spent
+        self._report.spend("commit", time.perf_counter() - start)
 
-    def _tell(self, failed: dict[str, Failure]) -> None:
+    def _tell(self, failed: dict[bytes, Failure]) -> None:
         """Write failures to the errors table, each once a run."""
         new = sorted(failed.keys() - self._told)
         if new:
-            digest = hashlib.blake2b(json.dumps(new).encode(), digest_size=12).hexdigest()
+            digest = hashlib.blake2b(b"".join(new), digest_size=12).hexdigest()
             name = f"{self._run.name}/{digest}"
             rows = [failed[mark] for mark in new]
             self.store.add_failures(rows, self._run.name, self._run.at, name)
@@ -191,6 +226,7 @@ class Drive:
             "run": self._run.name,
             "verb": self._run.verb,
             "rows": sum(f.rows for f in fragments),
+            "so_far": self._report.to_dict(),
         }
         self.store = before.commit(*swap(before), note=note, rebase=swap)
         # The ledger lacks the rows just added: a run writes each row once, and asks no more.
@@ -198,23 +234,15 @@ class Drive:
         if self.store.version == self._ledger_version + 1:
             self._ledger_version = self.store.version
 
-    def finish(self, facts: Mapping[str, Any]) -> RunReport:
+    def finish(self) -> RunReport:
         """Commit the rest, mark the run as finished and return its report."""
         if self._staged:
             self._commit()
         report = self._report
         report.version = self.store.version
         report.check_sum()
-        record = {
-            **facts,
-            "inputs": report.inputs,
-            "done": report.done,
-            "failed": report.failed,
-            "adopted": report.adopted,
-            "seconds": {stage: round(spent, 3) for stage, spent in report.seconds.items()},
-        }
-        path = f"{RUNS}/{self._run.name}/finished.json"
-        self.store.sink().write(path, json.dumps(record).encode())
+        text = json.dumps({"verb": self._run.verb, **report.to_dict(), "version": report.version})
+        self.store.sink().write(f"{RUNS}/{self._run.name}/finished.json", text.encode())
         self._plan.remove(others=True)
         return report
 
@@ -224,6 +252,7 @@ class Drive:
             self._plan.remove()
 
 
-def _mark(dataset: str, path: str, message: str, **_: object) -> str:
-    """Return what makes two failures of one run the same."""
-    return "\0".join((dataset, path, message))
+def _mark(dataset: str, path: str, message: str) -> bytes:
+    """Return what makes two failures of one run the same; 16 bytes: all inputs may fail."""
+    text = "\0".join((dataset, path, message))
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest()

@@ -28,7 +28,9 @@ def _schema() -> pa.Schema:
     import pyarrow as pa
 
     texts = ("path", "image_id", "dataset", "split", "stage", "error", "message", "run")
-    return pa.schema([*((name, pa.string()) for name in texts), ("at", pa.timestamp("us", tz="UTC"))])
+    return pa.schema(
+        [*((name, pa.string()) for name in texts), ("at", pa.timestamp("us", tz="UTC"))]
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from pipeline.runs.keys import spread
 from pipeline.runs.ledger import Ledger
 from pipeline.runs.orphans import Orphans
 from pipeline.runs.planning import Planner
+from pipeline.runs.report import working_seconds
 from pipeline.samples import joined, of_batch
 
 if TYPE_CHECKING:
@@ -148,11 +149,11 @@ def past_rate(tree: Tree, verb: str, digest: str, gpus: float) -> Rate | None:
     for name in latest[:_RUNS_ASKED]:
         path = f"{RUNS}/{name}/finished.json"
         held = json.loads(tree.read(path)) if tree.exists(path) else {}
-        spent = held.get("seconds", {})
+        spent = working_seconds(held.get("stages", {}))
         fits = held.get("model_digest") == digest and held.get("gpus_per_worker", 0.0) == gpus
-        if fits and spent.get("label"):
+        if fits and spent:
             images += held["done"] + held["failed"]
-            seconds += spent["label"] + spent.get("write", 0.0)
+            seconds += spent
             told.append(name)
         if len(told) == _RUNS_TAKEN:
             break

@@ -98,7 +98,6 @@ class TestMap:
 
         assert list(Ahead().map(work, range(20), far=True)) == list(range(20))
 
-
     def test_a_long_queue_is_not_taken_for_threads_that_are_stuck(self, monkeypatch):
         monkeypatch.setattr("pipeline.trees.ahead._PATIENCE", 0.2)
         monkeypatch.setattr("pipeline.trees.ahead._pool", _pool.__wrapped__)

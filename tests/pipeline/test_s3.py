@@ -106,9 +106,7 @@ class TestObjects:
         assert s3.count("GET .*list-type=2") - s3.state().faults[0].hits == 4
         assert [e.name for e in tree.walk()] == names
 
-    def test_a_big_directory_is_opened_by_a_page_each_question(
-        self, s3, bucket, monkeypatch
-    ):
+    def test_a_big_directory_is_opened_by_a_page_each_question(self, s3, bucket, monkeypatch):
         pytest.importorskip("obstore")
         monkeypatch.setattr("pipeline.trees.s3._PAGE", PAGE)
         upload(bucket, {f"d/e/{i:03}.jpg": b"x" for i in range(35)})

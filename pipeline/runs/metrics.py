@@ -1,0 +1,86 @@
+"""A run's figures as metrics for Prometheus, through whatever collects them where the run is.
+
+Ray does (`pipeline/ray_runner.py`), under its own prefix: `ray_segmill_images_total`. The driver
+alone counts, as it books shards: what an actor did that died is in no metric twice.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from pipeline.runs.report import RunReport
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric's name, what it says, and its tags beside `verb` and `run`."""
+
+    name: str
+    kind: Literal["counter", "gauge"]
+    says: str
+    tags: tuple[str, ...] = ()
+
+
+COMMON_TAGS: Final = ("verb", "run")
+METRICS: Final = (
+    Metric("segmill_images", "counter", "Images whose rows were made."),
+    Metric("segmill_pixels", "counter", "Pixels of those images."),
+    Metric("segmill_failures", "counter", "Inputs that failed.", ("error",)),
+    Metric("segmill_seconds", "counter", "Seconds of workers and driver.", ("stage",)),
+    Metric("segmill_worker_seconds", "counter", "Seconds of workers, whatever they did."),
+    Metric("segmill_todo", "gauge", "Inputs left to do."),
+    Metric("segmill_workers", "gauge", "Workers that are there."),
+    Metric("segmill_workers_starting", "gauge", "Workers that are starting."),
+    Metric("segmill_queue_depth", "gauge", "Shards handed out and not back yet."),
+    Metric("segmill_last_shard_timestamp_seconds", "gauge", "When the last shard came back."),
+)
+
+
+class Meter(Protocol):
+    """Takes a counter's increase or a gauge's value."""
+
+    def __call__(self, value: float, tags: Mapping[str, str]) -> None:
+        """Take it, under these tags."""
+
+
+class RunMetrics:
+    """Keeps the metrics of one run; called with the run's report whenever that changed."""
+
+    def __init__(self, make: Callable[[Metric], Meter] | None, verb: str, run: str) -> None:
+        self._make = make
+        self._kinds = {metric.name: metric.kind for metric in METRICS}
+        self._meters: dict[str, Meter] = {}
+        self._tags = {"verb": verb, "run": run}
+        self._told: dict[tuple[str, ...], float] = {}
+
+    def __call__(self, report: RunReport) -> None:
+        """Tell what the report has grown by, and what is now; nobody, where nothing collects."""
+        if self._make is None:
+            return
+        if not self._meters:  # made as late as this: Ray is up when the first shard is back
+            self._meters = {metric.name: self._make(metric) for metric in METRICS}
+        self._tell("segmill_images", report.done)
+        self._tell("segmill_pixels", report.pixels)
+        for error, count in report.failures.items():
+            self._tell("segmill_failures", count, error=error)
+        for stage, spent in report.seconds.items():
+            self._tell("segmill_seconds", spent, stage=stage)
+        self._tell("segmill_worker_seconds", report.worker_seconds())
+        self._tell("segmill_todo", report.todo - report.done - report.failed)
+        self._tell("segmill_workers", report.crew.alive)
+        self._tell("segmill_workers_starting", report.crew.starting)
+        self._tell("segmill_queue_depth", report.crew.in_flight)
+        self._tell("segmill_last_shard_timestamp_seconds", time.time())
+
+    def _tell(self, name: str, value: float, **tags: str) -> None:
+        if self._kinds[name] == "counter":
+            key = (name, *tags.values())
+            value, self._told[key] = value - self._told.get(key, 0.0), value
+            if value <= 0:
+                return
+        self._meters[name](value, self._tags | tags)
