@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from itertools import compress, islice
 from typing import TYPE_CHECKING, Final
@@ -50,18 +50,26 @@ def execute(
     `choose_runner` gets the number of samples left to do. With `publish="at the end"` nothing is
     visible to readers before one commit at the end.
 
+    A run whose last attempt ended without a word may have met an image that kills its process: it
+    goes on where such an image is isolated.
+
     Raises:
         SumMismatch: an input was lost or doubled; a bug of ours.
     """
     drive = _Drive(store, run, publish)
-    total = drive.plan(samples, shard_rows, on_listed)
-    if total:
-        writer = ShardWriter(make_labeller, drive.store.sink(), run)
-        runner = choose_runner(total)
-        with closing(runner.map(writer, drive.shards(), Shard.halves)) as outcomes:
-            for outcome in outcomes:
-                on_progress(drive.take(outcome), total)
-    return drive.finish()
+    try:
+        total = drive.plan(samples, shard_rows, on_listed)
+        if total:
+            writer = ShardWriter(make_labeller, drive.store.sink(), run)
+            runner = choose_runner(total)
+            runner = runner.isolated() if drive.crashed else runner
+            with closing(runner.map(writer, drive.shards(), Shard.halves)) as outcomes:
+                for outcome in outcomes:
+                    on_progress(drive.take(outcome), total)
+        return drive.finish()
+    except BaseException:
+        drive.stop()
+        raise
 
 
 @dataclass(slots=True)
@@ -87,6 +95,7 @@ class _Drive:
         self._twice: dict[bytes, bool] = {}  # rows that the listing names again -> one was taken
         self._taken: set[bytes] = set()  # rows of adopted orphans
         self._plan = Plan(store, run)
+        self.crashed = run.resumed and self._plan.others()
         self._last_commit = time.monotonic()
 
     def _find_orphans(self) -> list[_Orphan]:
@@ -254,6 +263,11 @@ class _Drive:
         self._ledger.own.update(f.path for f in fragments)
         if self.store.version == self._ledger_version + 1:
             self._ledger_version = self.store.version
+
+    def stop(self) -> None:
+        """Leave nothing that would look like a crash: the next attempt plans anew."""
+        with suppress(Exception):  # what ended the run is the error to tell
+            self._plan.remove_own()
 
     def finish(self) -> RunReport:
         """Commit the rest, mark the run as finished and return its report."""

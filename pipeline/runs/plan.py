@@ -77,6 +77,16 @@ class Plan:
         for name in _plans(self._store.tree(), self._run.name):
             sink.remove(name)
 
+    def others(self) -> bool:
+        """Tell whether plans of other attempts are there: those crashed, or are at work now."""
+        return bool(_plans(self._store.tree(), self._run.name))
+
+    def remove_own(self) -> None:
+        """Remove the plan of this attempt: it ends in order, though not at the run's end."""
+        sink = self._store.sink()
+        for number in range(self._parts):
+            sink.remove(self._part(number))
+
     def _part(self, number: int) -> str:
         return f"{RUNS}/{self._run.name}/{self._run.attempt}/{_PREFIX}{number:05d}.jsonl.zst"
 
