@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pyarrow as pa
 
 from pipeline.record import Sample
+from pipeline.tables.location import writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -90,9 +91,10 @@ def append_failures(
         return
     url = f"{store}/{_FOLDER}"
     if not DeltaTable.is_deltatable(url, dict(options) or None):
-        DeltaTable.create(
-            url, Schema.from_arrow(SCHEMA), mode="ignore", storage_options=dict(options) or None
-        )
+        with writing(url):
+            DeltaTable.create(
+                url, Schema.from_arrow(SCHEMA), mode="ignore", storage_options=dict(options) or None
+            )
     table, path = DeltaTable(url, storage_options=dict(options) or None), f"data/{name}.parquet"
     if any(uri.endswith(f"/{path}") for uri in table.file_uris()):
         return
@@ -101,12 +103,13 @@ def append_failures(
     data = buffer.getvalue()
     sink.write(f"{_FOLDER}/{path}", memoryview(data))
     stats = json.dumps({"numRecords": rows.num_rows})
-    table.create_write_transaction(
-        [AddAction(path, data.size, {}, int(time.time() * 1000), True, stats)],
-        mode="append",
-        schema=table.schema(),
-        commit_properties=CommitProperties(max_commit_retries=_RETRIES),
-    )
+    with writing(url):
+        table.create_write_transaction(
+            [AddAction(path, data.size, {}, int(time.time() * 1000), True, stats)],
+            mode="append",
+            schema=table.schema(),
+            commit_properties=CommitProperties(max_commit_retries=_RETRIES),
+        )
 
 
 def read_failures(store: str, options: Mapping[str, str]) -> pa.Table:

@@ -147,9 +147,10 @@ def _named(target: str) -> Iterator[None]:
 
 def no_space(path: str, error: OSError) -> NoSpace:
     """Return the error to raise when a disk has no room for a file."""
+    cause = (error.strerror or str(error)).lower()
     return NoSpace(
-        f"{path}: cannot be written: {(error.strerror or str(error)).lower()}; nothing half-written "
-        "is left; make room, then run the same command again"
+        f"{path}: cannot be written: {cause}; nothing half-written is left; "
+        "make room, then run the same command again"
     )
 
 
