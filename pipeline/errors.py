@@ -127,6 +127,10 @@ class CommitConflict(StoreError):
     """Another writer replaced the same rows first, again and again."""
 
 
+class WriteFailed(StoreError):
+    """The store's file system refused a commit, or did not say whether it took it."""
+
+
 class ModelError(SegmillError):
     """A model cannot be loaded, or does not fit its label space."""
 

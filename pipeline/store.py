@@ -374,27 +374,27 @@ class Store:
         """Add and remove fragments in one step and return the snapshot that results.
 
         Fragments that the table holds already are left out, so that a commit may be repeated. When
-        another writer came first, `rebase` computes the swap anew on the newest snapshot.
+        another writer came first, or the file system did not say whether it took the commit,
+        `rebase` computes the swap anew on the newest snapshot.
 
         Raises:
             CommitConflict: another writer keeps replacing the same fragments.
         """
         from deltalake.exceptions import CommitFailedError
 
-        store = self
-        for attempt in range(_ATTEMPTS):
+        store, failed = self, None
+        for attempt in range(1 if rebase is None else _ATTEMPTS):
             try:
                 return store._try_commit(add, remove, note or {})
-            except CommitFailedError as error:
-                if rebase is None:
-                    text = f"{self.url}: another writer committed first; run this again"
-                    raise CommitConflict(text) from error
-                time.sleep(0.05 * 2**attempt)
-                store = self.latest()
-                add, remove = rebase(store)
-        raise CommitConflict(
-            f"{self.url}: other writers replaced the same rows {_ATTEMPTS} times; run this again"
-        )
+            except (CommitFailedError, StoreError) as error:
+                failed = error
+            time.sleep(0.05 * 2**attempt)
+            store = self.latest()
+            add, remove = rebase(store) if rebase else (add, remove)
+        if isinstance(failed, StoreError):
+            raise failed
+        text = f"{self.url}: other writers committed first, time and again; run this again"
+        raise CommitConflict(text) from failed
 
     def _try_commit(
         self, add: Sequence[Fragment], remove: Sequence[Fragment], note: Mapping[str, Any]

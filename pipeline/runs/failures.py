@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
+from pipeline.errors import WriteFailed
 from pipeline.record import Sample
 from pipeline.tables.location import writing
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 _FOLDER: Final = "_errors"
 _RETRIES: Final = 8
+_WAITS: Final = (0.5, 2.0, 8.0)
+"""Seconds before a commit that got no answer is made again."""
 SCHEMA: Final = pa.schema(
     [
         ("path", pa.string()),
@@ -82,7 +85,23 @@ def to_table(failures: Iterable[Failure], run: str, at: datetime) -> pa.Table:
 def append_failures(
     store: str, options: Mapping[str, str], sink: Sink, rows: pa.Table, name: str
 ) -> None:
-    """Add rows to a store's errors table as one file; the same name twice is added once."""
+    """Add rows to a store's errors table as one file; the same name twice is added once.
+
+    Raises:
+        WriteFailed: the file system refuses it again and again.
+    """
+    for wait in (*_WAITS, None):
+        try:
+            return _append(store, options, sink, rows, name)
+        except WriteFailed:
+            if wait is None:
+                raise
+            time.sleep(wait)
+
+
+def _append(
+    store: str, options: Mapping[str, str], sink: Sink, rows: pa.Table, name: str
+) -> None:
     import pyarrow.parquet as pq
     from deltalake import CommitProperties, DeltaTable, Schema
     from deltalake.transaction import AddAction

@@ -8,7 +8,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from pipeline.errors import NoSpace, StoreError, UsageError
+from pipeline.errors import NoSpace, UsageError, WriteFailed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -23,16 +23,16 @@ def writing(url: str) -> Iterator[None]:
 
     Raises:
         NoSpace: the disk is full.
-        StoreError: the write failed otherwise. Whether it happened is known to the next reader.
+        WriteFailed: the write failed otherwise; whether it happened, the next reader knows.
     """
     try:
         yield
     except OSError as error:
-        text = " ".join(_COLOURS.sub("", str(error)).split())
-        mend = "no reader sees half a commit; run the same command again"
+        text = " ".join(_COLOURS.sub("", str(error)).replace("↳", "-").split())
+        again = "run the same command again; no reader sees half a commit"
         if _FULL.search(text):
-            raise NoSpace(f"{url}: cannot be written: {text}; make room: {mend}") from error
-        raise StoreError(f"{url}: cannot be written: {text}; {mend}") from error
+            raise NoSpace(f"{url}: cannot be written: {text}; make room, then {again}") from error
+        raise WriteFailed(f"{url}: cannot be written: {text}; {again}") from error
 
 
 def holds_other_files(location: str) -> bool:

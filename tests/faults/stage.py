@@ -58,6 +58,8 @@ class Stage:
 
     place: Path
     env: dict[str, str] = field(default_factory=dict)
+    before: str = ""
+    """What the process of a job runs first."""
 
     @property
     def images(self) -> Path:
@@ -86,9 +88,11 @@ class Stage:
     def label(self, store: str | Path, *args: str, images: str = "", **options: Any) -> Job:
         """Begin to label the images, the whole of it in shards of four."""
         source = images or str(self.images)
-        command = ("-m", "jobs", "label", source, str(store), "--model", MODEL, "--json")
-        shard = () if "--shard-images" in args else ("--shard-images", "4")
-        return Job(self.spawn(*command, *shard, *args, stderr=subprocess.PIPE, **options))
+        jobs = ("-c", f"{self.before}; import jobs.__main__ as j; j.run()")
+        how = () if "--shard-images" in args else ("--shard-images", "4")
+        command = (*(jobs if self.before else ("-m", "jobs")), "label", source, str(store))
+        command += ("--model", MODEL, "--json", *how, *args)
+        return Job(self.spawn(*command, stderr=subprocess.PIPE, **options))
 
     def steer(self, **files: str) -> None:
         """Tell the models what to do from now on, and forget what they did."""
