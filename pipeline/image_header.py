@@ -34,6 +34,17 @@ _EOI: Final = b"\xff\xd9"
 _SOS, _APP1 = 0xDA, 0xE1
 _NOT_SOF: Final = frozenset({0xC4, 0xC8, 0xCC})  # Huffman tables, reserved, arithmetic tables
 _ORIENTATION: Final = 0x0112
+_HEIC: Final = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+_BRANDS: Final = {b"avif": "an AVIF image", b"avis": "an AVIF image"}
+_KINDS: Final = {
+    b"\xff\x0a": "a JPEG XL image",
+    b"\0\0\0\x0cJXL ": "a JPEG XL image",
+    b"8BPS": "a Photoshop document",
+    b"%PDF": "a PDF document",
+    b"%!PS": "a PostScript document",
+    b"PK\3\4": "a ZIP archive",
+    b"\x1f\x8b": "a gzip file",
+}
 _FETCH: Final = "fetch the file again or leave it out"
 
 
@@ -215,11 +226,22 @@ def _text(start: bytes) -> str:
     return text if all(c.isprintable() or c in "\t\r\n\f\ufeff" for c in text) else ""
 
 
+def _kind_of(start: bytes) -> str | None:
+    """Return what a file is that people take for an image, or that is one of a rarer kind."""
+    if start[4:8] == b"ftyp":
+        brand = start[8:12]
+        return "a HEIC image" if brand in _HEIC else _BRANDS.get(brand, "a video")
+    return next((kind for magic, kind in _KINDS.items() if start.startswith(magic)), None)
+
+
 def _not_an_image(data: bytes, error: Exception) -> tuple[str, str]:
     """Return the cause and the mend for bytes that no decoder knows."""
     start = data[:200]
     if start.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer, not the image", "run git lfs pull"
+    kind = _kind_of(start)
+    if kind:
+        return f"{kind}, for which no decoder is installed", "save it as JPEG or PNG"
     if start.lstrip()[:1] == b"<":
         return "a web or XML page, not an image", "fetch the file again; the server sent a page"
     text = _text(start)

@@ -45,10 +45,10 @@ def main() -> None:
         os.kill(nodes.pop(which).all_processes["raylet"][0].process.pid, signal.SIGKILL)
 
     def fill() -> None:
-        """Put twice as much into each node's store as it holds."""
+        """Put more into each node's store than it holds."""
         for node in nodes:
             there = block.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, False))
-            held.extend(there.remote() for _ in range(2 * STORE_BYTES // BLOCK_BYTES))
+            held.extend(there.remote() for _ in range(STORE_BYTES // BLOCK_BYTES + 3))
         ray.wait(held, num_returns=len(held), fetch_local=False)
 
     steps = {"grow": grow, "kill": kill, "fill": fill, "empty": held.clear}
