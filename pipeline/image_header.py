@@ -13,6 +13,7 @@ import codecs
 import io
 import struct
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
 from pipeline.errors import CorruptImage, ImageTooLarge
@@ -189,10 +190,17 @@ def pillow_open(data: bytes) -> Image.Image:
     """Open an image by Pillow, in those of `PILLOW_FORMATS` that this Pillow can read."""
     from PIL import Image
 
-    if "TIFF" not in Image.OPEN:
-        Image.init()
-    known: list[str] = [name for name in PILLOW_FORMATS if name in Image.OPEN]
-    return Image.open(io.BytesIO(data), formats=known)
+    return Image.open(io.BytesIO(data), formats=_known_formats())
+
+
+@cache
+def _known_formats() -> tuple[str, ...]:
+    from PIL import Image
+
+    # By itself Pillow knows the formats whose plugins somebody happened to import. A thread that
+    # comes meanwhile loads them as well: this returns to none before all are there.
+    Image.init()
+    return tuple(name for name in PILLOW_FORMATS if name in Image.OPEN)
 
 
 def _other(data: bytes, path: str) -> Header:
