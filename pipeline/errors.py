@@ -70,6 +70,16 @@ class PoisonInput(InputError):
     """An input killed the process that worked on it, more than once."""
 
 
+class WorkerDied(SegmillError):
+    """The processes that do the work die before any input can be the cause."""
+
+
+class NoSpace(SegmillError, OSError):
+    """A disk, or a quota on it, is full: nothing half-written is left behind."""
+
+    __str__ = Exception.__str__  # OSError would print the arguments as (errno, text)
+
+
 class UsageError(SegmillError, ValueError):
     """The caller asked for something that does not exist or cannot be combined."""
 
@@ -115,6 +125,10 @@ class StoreTooNew(StoreError):
 
 class CommitConflict(StoreError):
     """Another writer replaced the same rows first, again and again."""
+
+
+class WriteFailed(StoreError):
+    """The store's file system refused a commit, or did not say whether it took it."""
 
 
 class ModelError(SegmillError):

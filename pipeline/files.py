@@ -328,6 +328,8 @@ def unreadable(path: str, error: OSError) -> Exception:
         return error
     if "\\udc" in path:
         return MissingFile(path, "the file's name is not UTF-8", "rename it (convmv does)")
+    if cause == "no such file" and os.path.islink(path):
+        return MissingFile(path, "a link to a file that is gone", "restore it or remove the link")
     if cause == "no such file":
         return MissingFile(path, cause, "restore it or take it off the list")
     return MissingFile(path, cause, "make it a readable file or take it off the list")

@@ -13,6 +13,7 @@ import codecs
 import io
 import struct
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
 from pipeline.errors import CorruptImage, ImageTooLarge
@@ -34,6 +35,17 @@ _EOI: Final = b"\xff\xd9"
 _SOS, _APP1 = 0xDA, 0xE1
 _NOT_SOF: Final = frozenset({0xC4, 0xC8, 0xCC})  # Huffman tables, reserved, arithmetic tables
 _ORIENTATION: Final = 0x0112
+_HEIC: Final = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+_BRANDS: Final = {b"avif": "an AVIF image", b"avis": "an AVIF image"}
+_KINDS: Final = {
+    b"\xff\x0a": "a JPEG XL image",
+    b"\0\0\0\x0cJXL ": "a JPEG XL image",
+    b"8BPS": "a Photoshop document",
+    b"%PDF": "a PDF document",
+    b"%!PS": "a PostScript document",
+    b"PK\3\4": "a ZIP archive",
+    b"\x1f\x8b": "a gzip file",
+}
 _FETCH: Final = "fetch the file again or leave it out"
 
 
@@ -178,10 +190,17 @@ def pillow_open(data: bytes) -> Image.Image:
     """Open an image by Pillow, in those of `PILLOW_FORMATS` that this Pillow can read."""
     from PIL import Image
 
-    if "TIFF" not in Image.OPEN:
-        Image.init()
-    known: list[str] = [name for name in PILLOW_FORMATS if name in Image.OPEN]
-    return Image.open(io.BytesIO(data), formats=known)
+    return Image.open(io.BytesIO(data), formats=_known_formats())
+
+
+@cache
+def _known_formats() -> tuple[str, ...]:
+    from PIL import Image
+
+    # By itself Pillow knows the formats whose plugins somebody happened to import. A thread that
+    # comes meanwhile loads them as well: this returns to none before all are there.
+    Image.init()
+    return tuple(name for name in PILLOW_FORMATS if name in Image.OPEN)
 
 
 def _other(data: bytes, path: str) -> Header:
@@ -215,11 +234,22 @@ def _text(start: bytes) -> str:
     return text if all(c.isprintable() or c in "\t\r\n\f\ufeff" for c in text) else ""
 
 
+def _kind_of(start: bytes) -> str | None:
+    """Return what a file is that people take for an image, or that is one of a rarer kind."""
+    if start[4:8] == b"ftyp":
+        brand = start[8:12]
+        return "a HEIC image" if brand in _HEIC else _BRANDS.get(brand, "a video")
+    return next((kind for magic, kind in _KINDS.items() if start.startswith(magic)), None)
+
+
 def _not_an_image(data: bytes, error: Exception) -> tuple[str, str]:
     """Return the cause and the mend for bytes that no decoder knows."""
     start = data[:200]
     if start.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer, not the image", "run git lfs pull"
+    kind = _kind_of(start)
+    if kind:
+        return f"{kind}, for which no decoder is installed", "save it as JPEG or PNG"
     if start.lstrip()[:1] == b"<":
         return "a web or XML page, not an image", "fetch the file again; the server sent a page"
     text = _text(start)

@@ -1,6 +1,7 @@
 """The map over chunks on Ray: actors that keep their worker warm and die without harm.
 
-A chunk that kills its worker twice is halved until the one poisonous item stands alone.
+Of a dead actor's chunks the one that it worked on is the suspect (`pipeline.isolation` judges it);
+those that it had ended count, those that it had not begun go to others.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from pipeline.errors import PoisonInput, UsageError
+from pipeline.errors import UsageError, WorkerDied
+from pipeline.isolation import after_death, poison
 from pipeline.runner import Crew, Outcome, Resources, cores, outcome_of
 from pipeline.runs.metrics import COMMON_TAGS
 from pipeline.trees.ahead import actor_env
@@ -25,10 +27,10 @@ LOG = logging.getLogger("segmill")
 C = TypeVar("C")
 R = TypeVar("R")
 
-_KILLS_TOLERATED: Final = 1
 _START_DEATHS_TOLERATED: Final = 3
 _IN_FLIGHT: Final = 2
 _SILENT_SECONDS: Final = 15.0
+_LAST_WORDS_SECONDS: Final = 15.0
 
 _CPU_ONLY: Final = {
     # Ray hides no GPU from an actor that asked for none: all of them would crowd onto the first.
@@ -77,6 +79,10 @@ class RayRunner:
                 import ray
 
                 ray.shutdown()
+
+    def isolated(self) -> RayRunner:
+        """Return this runner: actors are processes of their own."""
+        return self
 
 
 def start_ray(address: str | None = None) -> bool:
@@ -160,7 +166,7 @@ class _Pool(Generic[C, R]):
         self._starting: dict[Any, Any] = {}  # ready-ref -> actor
         self._queues: dict[Any, deque[Any]] = {}  # actor -> refs, oldest first
         self._chunks: dict[Any, tuple[C, Any]] = {}  # ref -> (chunk, actor)
-        self._kills: dict[int, int] = {}  # id of a chunk -> workers it killed
+        self._deaths: dict[int, int] = {}  # id of a chunk -> workers that died over it
         self._again: deque[C] = deque()
         self._start_deaths = 0
 
@@ -248,10 +254,13 @@ class _Pool(Generic[C, R]):
             self._ray.get(ref)
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause if isinstance(error.cause, Exception) else error from None
-        except self._ray.exceptions.RayError:
+        except self._ray.exceptions.RayError as error:
             self._start_deaths += 1
             if self._start_deaths > _START_DEATHS_TOLERATED:
-                raise
+                text = " ".join(str(error).split())
+                raise WorkerDied(
+                    f"{self._start_deaths} actors died while they started, the last: {text}"
+                ) from error
             self._start_actor()
         else:
             self._queues[actor] = deque()
@@ -260,41 +269,54 @@ class _Pool(Generic[C, R]):
     def _end(self, ref: Any) -> Iterator[Outcome[C, R]]:
         chunk, actor = self._chunks[ref]
         try:
-            outcome = self._ray.get(ref)
-        except self._ray.exceptions.RayError as error:
-            yield from self._bury(actor, error)
+            outcome = self._answer(chunk, ref, None)
+        except self._ray.exceptions.RayError:
+            yield from self._bury(actor)
             return
         del self._chunks[ref]
         self._queues[actor].remove(ref)
-        self._kills.pop(id(chunk), None)
-        # The chunk came back as a copy; callers may compare it by identity.
-        yield Outcome(chunk, outcome.result, outcome.error)
+        yield outcome
 
-    def _bury(self, actor: Any, error: BaseException) -> Iterator[Outcome[C, R]]:
-        """Give a dead actor's chunks to others; the oldest one is the suspect."""
-        refs = list(self._queues.pop(actor, ()))
-        lost = [self._chunks.pop(ref)[0] for ref in refs if ref in self._chunks]
-        self._ray.kill(actor)
+    def _answer(self, chunk: C, ref: Any, patience: float | None) -> Outcome[C, R]:
+        """Return what an actor said of a chunk.
+
+        Raises:
+            RayError: it died before it said anything.
+        """
+        try:
+            outcome = self._ray.get(ref, timeout=patience)
+        except self._ray.exceptions.RayTaskError as error:  # alive, but its answer can't be sent
+            cause = error.cause if isinstance(error.cause, Exception) else error
+            outcome = Outcome(chunk, error=cause)
+        self._deaths.pop(id(chunk), None)
+        # The chunk came back as a copy; callers may compare it by identity.
+        return Outcome(chunk, outcome.result, outcome.error)
+
+    def _bury(self, actor: Any) -> Iterator[Outcome[C, R]]:
+        """Take a dead actor's last answers; of what it left, the oldest chunk is the suspect."""
+        self._ray.kill(actor)  # it may live on, unreachable
+        lost: list[C] = []
+        for ref in self._queues.pop(actor):
+            chunk, _ = self._chunks.pop(ref)
+            try:
+                outcome = self._answer(chunk, ref, _LAST_WORDS_SECONDS)
+            except self._ray.exceptions.RayError:
+                lost.append(chunk)
+            else:
+                yield outcome
         if lost:
             suspect, innocent = lost[0], lost[1:]
             self._again.extendleft(reversed(innocent))
-            yield from self._judge(suspect, error)
+            yield from self._judge(suspect)
         if len(self._queues) + len(self._starting) < self._resources.min_actors:
             self._start_actor()
 
-    def _judge(self, suspect: C, error: BaseException) -> Iterator[Outcome[C, R]]:
-        kills = self._kills.pop(id(suspect), 0) + 1
-        if kills <= _KILLS_TOLERATED:
-            self._kills[id(suspect)] = kills
-            self._again.append(suspect)
-            return
-        parts = self._split(suspect) if self._split else [suspect]
-        if len(parts) > 1:
-            for part in parts:
-                self._kills[id(part)] = _KILLS_TOLERATED
-            self._again.extend(parts)
-            return
-        cause = "it killed the process that worked on it, twice"
-        poison = PoisonInput("the input", cause, "look at the file with another tool, or remove it")
-        poison.__cause__ = error
-        yield Outcome(suspect, error=poison)
+    def _judge(self, suspect: C) -> Iterator[Outcome[C, R]]:
+        deaths = self._deaths.pop(id(suspect), 0) + 1
+        LOG.warning("an actor died at its work; what it left is done again (death %d)", deaths)
+        again = after_death(suspect, deaths, self._split)
+        for part, charged in again:
+            self._deaths[id(part)] = charged
+            self._again.append(part)
+        if not again:
+            yield Outcome(suspect, error=poison())

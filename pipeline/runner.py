@@ -5,8 +5,9 @@ connector kept warm) and feeds it chunks. Same functions, same results either wa
 the outcomes differs. Chunks are pulled: the runner never holds more than a few a worker.
 
 A chunk whose work raises comes back as an outcome with the error. On Ray, a chunk that kills its
-worker twice is halved until the one poisonous item stands alone (`PoisonInput`); in this process
-such an item ends the job, as nothing can stand between.
+worker twice is halved until the one poisonous item stands alone (`PoisonInput`). In this process
+such an item ends the job, as nothing can stand between; the `isolated` runner has child processes
+for that, and a run that is taken up after a crash gets it.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import os
 import queue
 import threading
 import time
-from contextlib import suppress
-from dataclasses import dataclass, field
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 from pipeline.errors import UsageError
@@ -78,6 +79,9 @@ class Runner(Protocol):
         `split` halves a chunk that kills its worker; it returns one chunk when it cannot.
         """
 
+    def isolated(self) -> Runner:
+        """Return the runner that outlives a chunk which kills its worker, at some seconds' cost."""
+
 
 def cores() -> int:
     """Return the CPU cores that this process may use."""
@@ -92,6 +96,9 @@ class LocalRunner:
     """
 
     workers: int = field(default_factory=cores)
+    most_children: int | None = None
+    """Most child processes of the isolated runner: each holds a model of its own on the GPU."""
+    in_children: bool = False
     crew: Crew = field(default_factory=Crew, compare=False)
 
     @property
@@ -110,19 +117,52 @@ class LocalRunner:
         split: Callable[[C], list[C]] | None = None,
     ) -> Generator[Outcome[C, R]]:
         """Yield the outcome of each chunk, in the order in which they end."""
-        self.crew.alive = self.crew.in_flight = self.workers
-        crew: _Threads[C, R] = _Threads(make_worker, iter(chunks), self.workers)
+        threads: _Threads[C, R]
+        if self.in_children:
+            from pipeline.isolation import Child
+
+            count = min(self.workers, self.most_children or self.workers)
+            threads = _Threads(lambda: Child(make_worker, split), iter(chunks), count)
+        else:
+            count = self.workers
+            threads = _Threads(lambda: _Here(make_worker()), iter(chunks), count)
+        self.crew.alive = self.crew.in_flight = count
         try:
-            yield from crew.outcomes()
+            yield from threads.outcomes()
         finally:
-            crew.stop()
+            threads.stop()
+
+    def isolated(self) -> LocalRunner:
+        """Return this runner with its workers in child processes."""
+        return replace(self, in_children=True)
+
+
+class _Tried(Protocol[C, R]):
+    """A worker as a thread holds it: gives a chunk's outcome, or those of its parts."""
+
+    def __call__(self, chunk: C) -> Iterator[Outcome[C, R]]: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Here(Generic[C, R]):
+    """A worker in this process."""
+
+    worker: Callable[[C], R]
+
+    def __call__(self, chunk: C) -> Iterator[Outcome[C, R]]:
+        yield outcome_of(self.worker, chunk)
+
+    def close(self) -> None:
+        pass
 
 
 class _Threads(Generic[C, R]):
     """Threads that pull chunks from one feed and hand outcomes to one queue."""
 
     def __init__(
-        self, make_worker: Callable[[], Callable[[C], R]], feed: Iterator[C], count: int
+        self, make_worker: Callable[[], _Tried[C, R]], feed: Iterator[C], count: int
     ) -> None:
         self._make_worker, self._feed, self._running = make_worker, feed, count
         self._lock, self._stop = threading.Lock(), threading.Event()
@@ -133,13 +173,14 @@ class _Threads(Generic[C, R]):
 
     def _work(self) -> None:
         try:
-            worker = self._make_worker()
-            while not self._stop.is_set():
-                with self._lock:
-                    chunk = next(self._feed, None)
-                if chunk is None:
-                    break
-                self._put(outcome_of(worker, chunk))
+            with closing(self._make_worker()) as worker:
+                while not self._stop.is_set():
+                    with self._lock:
+                        chunk = next(self._feed, None)
+                    if chunk is None:
+                        break
+                    for outcome in worker(chunk):
+                        self._put(outcome)
         except BaseException as error:
             self._put(error)
         finally:
@@ -218,7 +259,7 @@ def choose(
     cluster = address or os.environ.get("RAY_ADDRESS")
     wants_ray = bool(cluster) or resources.gpus > 0 or seconds / count > _WORTH_RAY_SECONDS
     if mode == "local" or (mode == "auto" and not wants_ray):
-        return LocalRunner(count)
+        return LocalRunner(count, most_children=1 if resources.gpus else None)
     if resources.max_actors is None and workers:
         resources = Resources(resources.min_actors, workers, resources.cpus, resources.gpus)
     from pipeline.ray_runner import RayRunner

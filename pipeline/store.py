@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,11 +25,12 @@ from pipeline.label_space import LabelSpace
 from pipeline.record import COLUMNS, SCHEMA, SCHEMA_VERSION, from_batch
 from pipeline.runs.failures import append_failures, read_failures, to_table
 from pipeline.tables.fragment import Fragment
-from pipeline.tables.location import appears, locate
+from pipeline.tables.location import appears, holds_other_files, locate, writing
 from pipeline.tables.scan import expressions, open_dataset, scan_by_fragment, scan_sql, scan_table
 from pipeline.tables.tags import is_number, read_tags, write_tag
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
@@ -111,24 +111,22 @@ class Store:
         if DeltaTable.is_deltatable(location, dict(options or {}) or None):
             store = cls.open(location, options=options)
             return store.with_spaces(described)
-        if os.path.isdir(location) and os.listdir(location) and not appears(location, options):
+        if holds_other_files(location) and not appears(location, options):
             raise NotAStore(
                 f"{location}: the directory is not empty and holds no label store; "
                 f"name another path or empty it"
             )
-        DeltaTable.create(
-            location,
-            Schema.from_arrow(SCHEMA.remove_metadata()),
-            mode="ignore",
-            name="segmill labels",
-            configuration=cast(
-                "Any",
-                {_VERSION_KEY: str(SCHEMA_VERSION)}
-                | {_SPACE_KEY + s.name: s.to_json() for s in described},
-            ),
-            storage_options=dict(options or {}) or None,
-            raise_if_key_not_exists=False,
-        )
+        properties = {_SPACE_KEY + s.name: s.to_json() for s in described}
+        with writing(location):
+            DeltaTable.create(
+                location,
+                Schema.from_arrow(SCHEMA.remove_metadata()),
+                mode="ignore",
+                name="segmill labels",
+                configuration=cast("Any", {_VERSION_KEY: str(SCHEMA_VERSION), **properties}),
+                storage_options=dict(options or {}) or None,
+                raise_if_key_not_exists=False,
+            )
         # Another process may have made the table meanwhile: with its label spaces, not with these.
         return cls.open(location, options=options).with_spaces(described)
 
@@ -195,10 +193,10 @@ class Store:
         try:
             return self.label_spaces[name]
         except KeyError:
-            known = ", ".join(self.label_spaces) or "none"
-            raise StoreError(
-                f"{self.url}: no label space {name!r}; it describes: {known}"
-            ) from None
+            text = (
+                f"no label space {name!r}; it describes: {', '.join(self.label_spaces) or 'none'}"
+            )
+            raise StoreError(f"{self.url}: {text}") from None
 
     @cached_property
     def _dataset(self) -> Dataset:
@@ -376,27 +374,27 @@ class Store:
         """Add and remove fragments in one step and return the snapshot that results.
 
         Fragments that the table holds already are left out, so that a commit may be repeated. When
-        another writer came first, `rebase` computes the swap anew on the newest snapshot.
+        another writer came first, or the file system did not say whether it took the commit,
+        `rebase` computes the swap anew on the newest snapshot.
 
         Raises:
             CommitConflict: another writer keeps replacing the same fragments.
         """
         from deltalake.exceptions import CommitFailedError
 
-        store = self
-        for attempt in range(_ATTEMPTS):
+        store, failed = self, None
+        for attempt in range(1 if rebase is None else _ATTEMPTS):
             try:
                 return store._try_commit(add, remove, note or {})
-            except CommitFailedError as error:
-                if rebase is None:
-                    text = f"{self.url}: another writer committed first; run this again"
-                    raise CommitConflict(text) from error
-                time.sleep(0.05 * 2**attempt)
-                store = self.latest()
-                add, remove = rebase(store)
-        raise CommitConflict(
-            f"{self.url}: other writers replaced the same rows {_ATTEMPTS} times; run this again"
-        )
+            except (CommitFailedError, StoreError) as error:
+                failed = error
+            time.sleep(0.05 * 2**attempt)
+            store = self.latest()
+            add, remove = rebase(store) if rebase else (add, remove)
+        if isinstance(failed, StoreError):
+            raise failed
+        text = f"{self.url}: other writers committed first, time and again; run this again"
+        raise CommitConflict(text) from failed
 
     def _try_commit(
         self, add: Sequence[Fragment], remove: Sequence[Fragment], note: Mapping[str, Any]
@@ -414,17 +412,18 @@ class Store:
         actions += [RemoveAction(f.path, True, now, f.size, {}) for f in remove if f.path in held]
         if not actions:
             return self
-        self._table.create_write_transaction(
-            actions,
-            mode="append",
-            schema=self._table.schema(),
-            commit_properties=CommitProperties(
-                custom_metadata={"segmill": json.dumps(note, default=str)},
-                # Appends alone never conflict, and two writers of one row would double it: with
-                # this, whoever commits on an older snapshot is refused and computes anew.
-                app_transactions=[Transaction("segmill", self.version + 1)],
-            ),
-        )
+        with writing(self.url):
+            self._table.create_write_transaction(
+                actions,
+                mode="append",
+                schema=self._table.schema(),
+                commit_properties=CommitProperties(
+                    custom_metadata={"segmill": json.dumps(note, default=str)},
+                    # Appends alone never conflict, and two writers of one row would double it: with
+                    # this, whoever commits on an older snapshot is refused and computes anew.
+                    app_transactions=[Transaction("segmill", self.version + 1)],
+                ),
+            )
         return self.latest()
 
     def add_failures(self, failures: Iterable[Failure], run: str, at: datetime, name: str) -> None:

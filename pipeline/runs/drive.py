@@ -58,6 +58,9 @@ def execute(
     visible to readers before one commit at the end. `watch` gets the report, which goes on
     changing, whenever a shard was booked; `facts` say what makes the rows, for the store's history.
 
+    A run whose last attempt ended without a word may have met an image that kills its process: it
+    goes on where such an image is isolated.
+
     Raises:
         SumMismatch: an input was lost or doubled; a bug of ours.
     """
@@ -67,6 +70,7 @@ def execute(
         if total:
             writer = ShardWriter(make_labeller, drive.store.sink(), run)
             runner = choose_runner(total)
+            runner = runner.isolated() if drive.crashed else runner
             drive.report.begin(total, runner.crew)
             watch(drive.report)
             metrics = RunMetrics(runner.meter, run.verb, run.name)
@@ -110,6 +114,7 @@ class Drive:
         self._told = self._failures_told()
         self._again: dict[bytes, bool] = {}  # rows that the listing names again -> one was taken
         self._plan = Plan(store, run)
+        self.crashed = run.resumed and self._plan.others()
         self._last_commit = time.monotonic()
         self._report.spend("adopt", time.perf_counter() - start)
 

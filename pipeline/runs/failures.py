@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
+from pipeline.errors import WriteFailed
 from pipeline.record import Sample
+from pipeline.tables.location import writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 _FOLDER: Final = "_errors"
 _RETRIES: Final = 8
+_WAITS: Final = (0.5, 2.0, 8.0)
+"""Seconds before a commit that got no answer is made again."""
 
 
 @cache
@@ -81,7 +85,21 @@ def to_table(failures: Iterable[Failure], run: str, at: datetime) -> pa.Table:
 def append_failures(
     store: str, options: Mapping[str, str], sink: Sink, rows: pa.Table, name: str
 ) -> None:
-    """Add rows to a store's errors table as one file; the same name twice is added once."""
+    """Add rows to a store's errors table as one file; the same name twice is added once.
+
+    Raises:
+        WriteFailed: the file system refuses it again and again.
+    """
+    for wait in (*_WAITS, None):
+        try:
+            return _append(store, options, sink, rows, name)
+        except WriteFailed:
+            if wait is None:
+                raise
+            time.sleep(wait)
+
+
+def _append(store: str, options: Mapping[str, str], sink: Sink, rows: pa.Table, name: str) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
     from deltalake import CommitProperties, DeltaTable, Schema
@@ -91,9 +109,13 @@ def append_failures(
         return
     url = f"{store}/{_FOLDER}"
     if not DeltaTable.is_deltatable(url, dict(options) or None):
-        DeltaTable.create(
-            url, Schema.from_arrow(_schema()), mode="ignore", storage_options=dict(options) or None
-        )
+        with writing(url):
+            DeltaTable.create(
+                url,
+                Schema.from_arrow(_schema()),
+                mode="ignore",
+                storage_options=dict(options) or None,
+            )
     table, path = DeltaTable(url, storage_options=dict(options) or None), f"data/{name}.parquet"
     if any(uri.endswith(f"/{path}") for uri in table.file_uris()):
         return
@@ -102,12 +124,13 @@ def append_failures(
     data = buffer.getvalue()
     sink.write(f"{_FOLDER}/{path}", memoryview(data))
     stats = json.dumps({"numRecords": rows.num_rows})
-    table.create_write_transaction(
-        [AddAction(path, data.size, {}, int(time.time() * 1000), True, stats)],
-        mode="append",
-        schema=table.schema(),
-        commit_properties=CommitProperties(max_commit_retries=_RETRIES),
-    )
+    with writing(url):
+        table.create_write_transaction(
+            [AddAction(path, data.size, {}, int(time.time() * 1000), True, stats)],
+            mode="append",
+            schema=table.schema(),
+            commit_properties=CommitProperties(max_commit_retries=_RETRIES),
+        )
 
 
 def read_failures(store: str, options: Mapping[str, str]) -> pa.Table:

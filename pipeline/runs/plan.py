@@ -87,6 +87,10 @@ class Plan:
             if is_dead(name.rsplit("/", 2)[-2]):
                 sink.remove(name)
 
+    def others(self) -> bool:
+        """Tell whether plans of other attempts are there: those crashed, or are at work now."""
+        return bool(_plans(self._store.tree(), self._run.name))
+
     def _part(self, number: int) -> str:
         return f"{RUNS}/{self._run.name}/{self._run.attempt}/{_PREFIX}{number:05d}.arrow"
 

@@ -5,12 +5,39 @@ from __future__ import annotations
 import os
 import re
 import time
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
 
-from pipeline.errors import UsageError
+from pipeline.errors import NoSpace, UsageError, WriteFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+
+_COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
+_FULL: Final = re.compile(r"\(os error (?:28|122|27)\)")  # ENOSPC, EDQUOT, EFBIG
+
+
+@contextmanager
+def writing(url: str) -> Iterator[None]:
+    """Turn what the table's library says of a write that failed into one line with the mend.
+
+    Raises:
+        NoSpace: the disk is full.
+        WriteFailed: the write failed otherwise; whether it happened, the next reader knows.
+    """
+    try:
+        yield
+    except OSError as error:
+        text = " ".join(_COLOURS.sub("", str(error)).replace("↳", "-").split())
+        again = "run the same command again; no reader sees half a commit"
+        if _FULL.search(text):
+            raise NoSpace(f"{url}: cannot be written: {text}; make room, then {again}") from error
+        raise WriteFailed(f"{url}: cannot be written: {text}; {again}") from error
+
+
+def holds_other_files(location: str) -> bool:
+    """Tell whether a directory holds more than what a store's making left when it died."""
+    return os.path.isdir(location) and not {"_delta_log"}.issuperset(os.listdir(location))
 
 
 def appears(location: str, options: Mapping[str, str] | None) -> bool:

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
 IMAGE_SUFFIXES: Final = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif",
-    ".ppm", ".pgm", ".pnm", ".jp2", ".avif",
+    ".ppm", ".pgm", ".pnm", ".jp2", ".avif", ".heic", ".heif", ".jxl",
 )  # fmt: skip
+"""What is listed; some kinds have no decoder everywhere, and fail with a word about that."""
 _MANIFESTS: Final = (".txt", ".csv", ".parquet")
 _MAGIC: Final = re.compile(r"[*?[]")
 # The name without its suffix, as `posixpath.splitext` has it: dots that begin a name are no suffix.

@@ -28,6 +28,9 @@ RETRIES: Final[dict[str, Any]] = {
         "base": 2,
     },
 }
+# What may take long is sending a fragment; an answer that doesn't begin, or stops, never comes.
+PATIENCE: Final = {"connect_timeout": "10s", "timeout": "120s"}
+READ_PATIENCE: Final = {"read_timeout": "15s"}
 _PAGE: Final = 1000
 Listed = tuple[str, int, "str | None", datetime]
 """Key, bytes, ETag, time of the last change."""
@@ -39,10 +42,10 @@ _REFUSED: Final = "PermissionDeniedError"
 class Objects:
     """What reads and writes the objects of one bucket; every answer may be None: ask fsspec."""
 
-    __slots__ = ("_api", "_store", "_succeeded", "_told", "bucket")
+    __slots__ = ("_api", "_store", "_succeeded", "_told", "_uploads", "bucket")
 
-    def __init__(self, bucket: str, api: Any, store: Any) -> None:
-        self.bucket, self._api, self._store = bucket, api, store
+    def __init__(self, bucket: str, api: Any, store: Any, uploads: Any) -> None:
+        self.bucket, self._api, self._store, self._uploads = bucket, api, store, uploads
         self._succeeded = self._told = False
 
     @property
@@ -69,18 +72,21 @@ class Objects:
             session = botocore.session.get_session()
             if session.get_credentials() is None:  # a public bucket
                 return None
-            store = S3Store(
-                bucket,
-                region=fs.s3.meta.region_name or "us-east-1",
-                credential_provider=partial(_credentials, session),
-                client_options={"allow_http": True, "connect_timeout": "10s", "timeout": "120s"},
-                retry_config=RETRIES,
-                **_endpoint(fs.s3.meta.endpoint_url),
+            store, uploads = (
+                S3Store(
+                    bucket,
+                    region=fs.s3.meta.region_name or "us-east-1",
+                    credential_provider=partial(_credentials, session),
+                    client_options={"allow_http": True, **patience},
+                    retry_config=RETRIES,
+                    **_endpoint(fs.s3.meta.endpoint_url),
+                )
+                for patience in (PATIENCE | READ_PATIENCE, PATIENCE)
             )
         except Exception as error:
             LOG.debug("%s: obstore is not used: %s", bucket, error)
             return None
-        return cls(bucket, obstore, store)
+        return cls(bucket, obstore, store, uploads)
 
     @property
     def in_order(self) -> bool:
@@ -106,7 +112,7 @@ class Objects:
     def put(self, path: str, data: bytes) -> bool:
         """Write an object; tell whether that was done."""
         done = self._try(
-            lambda: self._api.put(self._store, self._key(path), data, use_multipart=False)
+            lambda: self._api.put(self._uploads, self._key(path), data, use_multipart=False)
         )
         return done is not None
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Final
 
-from pipeline.errors import UnsafePath
+from pipeline.errors import NoSpace, UnsafePath
 from pipeline.files import safe_name
 from pipeline.trees.remote import Remote, patiently, say
 
@@ -26,6 +26,7 @@ _NAME_ERRORS: Final = {
     errno.ENOTDIR: "a file is in the place of its directory",
     errno.EEXIST: "a file is in the place of its directory",
 }
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MEND: Final = "rename the image, or write into an empty directory"
 
 
@@ -98,8 +99,10 @@ class LocalSink(Sink):
                     os.fsync(file.fileno())
             with _named(target):
                 os.replace(part, target)
-        except BaseException:
+        except BaseException as error:
             os.unlink(part)
+            if isinstance(error, OSError) and error.errno in _FULL:
+                raise no_space(target, error) from error
             raise
         if self.durable:
             _sync_directory(parent)
@@ -135,9 +138,20 @@ def _named(target: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno in _FULL:
+            raise no_space(target, error) from error
         if error.errno not in _NAME_ERRORS:
             raise
         raise UnsafePath(target, f"cannot be written: {_NAME_ERRORS[error.errno]}", _MEND) from None
+
+
+def no_space(path: str, error: OSError) -> NoSpace:
+    """Return the error to raise when a disk has no room for a file."""
+    cause = (error.strerror or str(error)).lower()
+    return NoSpace(
+        f"{path}: cannot be written: {cause}; nothing half-written is left; "
+        "make room, then run the same command again"
+    )
 
 
 def _create(path: str) -> BinaryIO:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 PAGE = 10
 """Keys that the server lists at once; a real one lists a thousand."""
 _SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>slow</Message></Error>"
+_NEVER = 600
 _HOP = {"connection", "content-length", "transfer-encoding", "date", "server"}
 
 
@@ -33,7 +34,7 @@ _HOP = {"connection", "content-length", "transfer-encoding", "date", "server"}
 class Fault:
     """What becomes of requests like `GET /bucket/key`: every `every`-th that matches breaks.
 
-    `status` 0 cuts the connection in the middle of the body.
+    `status` 0 cuts the connection in the middle of the body, -1 never answers.
     """
 
     match: str
@@ -146,6 +147,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         fault = self.proxy.enter(f"{self.command} {self.path}")
         try:
             time.sleep(self.proxy.state.latency)
+            if fault is not None and fault.status < 0:
+                time.sleep(_NEVER)
+                self.close_connection = True
+                return
             if fault is not None and fault.status:
                 self._answer(fault.status, {"Content-Type": "application/xml"}, _SLOW_DOWN)
                 return

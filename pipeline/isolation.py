@@ -1,0 +1,145 @@
+"""Work that may kill its process: who is tried again, who is halved, and who is poison.
+
+A chunk whose worker died is tried once more, as machines die, too; then it is halved until the
+poisonous input stands alone. Ray's actors and this machine's child processes judge alike.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections import deque
+from multiprocessing import get_context
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from pipeline.errors import PoisonInput, SegmillError, WorkerDied
+from pipeline.runner import Outcome, outcome_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from multiprocessing.connection import Connection
+    from multiprocessing.process import BaseProcess
+
+C = TypeVar("C")
+R = TypeVar("R")
+
+_DEATHS_TOLERATED: Final = 1
+
+
+def after_death(chunk: C, deaths: int, split: Callable[[C], list[C]] | None) -> list[tuple[C, int]]:
+    """Return what to try next, with the deaths that each is charged with; [] for a poison.
+
+    >>> halves = lambda c: [c[:len(c) // 2], c[len(c) // 2:]] if len(c) > 1 else [c]
+    >>> after_death("abcd", 1, halves), after_death("abcd", 2, halves)
+    ([('abcd', 1)], [('ab', 1), ('cd', 1)])
+    >>> after_death("ab", 2, halves), after_death("a", 1, halves), after_death("a", 2, halves)
+    ([('a', 0), ('b', 0)], [('a', 1)], [])
+    """
+    if deaths <= _DEATHS_TOLERATED:
+        return [(chunk, deaths)]
+    parts = split(chunk) if split else [chunk]
+    if len(parts) == 1:
+        return []
+    assert split is not None
+    # One of the halves has killed twice already, so it is halved on its next death. An input alone
+    # starts anew: it is called poison for what it did by itself, twice.
+    return [(part, _DEATHS_TOLERATED if len(split(part)) > 1 else 0) for part in parts]
+
+
+def poison() -> PoisonInput:
+    """Return the error of an input that killed its worker twice; the driver names the file."""
+    cause = "it killed the process that worked on it, twice"
+    return PoisonInput("the input", cause, "look at the file with another tool, or remove it")
+
+
+class Child(Generic[C, R]):
+    """A worker in a process of its own, started again whenever a chunk kills it.
+
+    For one thread. Work on this machine needs it rarely: starting takes as long as importing what
+    the worker needs.
+    """
+
+    def __init__(
+        self,
+        make_worker: Callable[[], Callable[[C], R]],
+        split: Callable[[C], list[C]] | None,
+    ) -> None:
+        self._make_worker, self._split = make_worker, split
+        self._process: BaseProcess | None = None
+        self._link: Connection[Any, Any] | None = None
+
+    def __call__(self, chunk: C) -> Iterator[Outcome[C, R]]:
+        """Yield the outcome of a chunk, or those of its parts when it kills its worker.
+
+        Raises:
+            WorkerDied: the worker dies before it gets any work.
+            Exception: the worker cannot be made.
+        """
+        waiting = deque([(chunk, 0)])
+        while waiting:
+            part, deaths = waiting.popleft()
+            link = self._started()
+            try:
+                link.send(part)
+                done: Outcome[C, R] = link.recv()
+            except (EOFError, ConnectionError):
+                self.close()
+                again = after_death(part, deaths + 1, self._split)
+                waiting.extendleft(reversed(again))
+                if not again:
+                    yield Outcome(part, error=poison())
+            else:
+                yield Outcome(part, done.result, done.error)
+
+    def _started(self) -> Connection[Any, Any]:
+        if self._link is not None:
+            return self._link
+        # Not by fork: libraries that hold locks in other threads would wait for ever.
+        context = get_context("spawn")
+        link, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, self._make_worker), daemon=True)
+        process.start()
+        theirs.close()  # else its death would go unseen
+        self._process, self._link = process, link
+        try:
+            failed: BaseException | None = link.recv()
+        except (EOFError, ConnectionError):
+            self.close()
+            raise WorkerDied("a worker process died while it started") from None
+        if failed is not None:
+            raise failed
+        return link
+
+    def close(self) -> None:
+        """End the process, whatever it does."""
+        if self._process is not None and self._link is not None:
+            self._process.kill()
+            self._process.join()
+            self._link.close()
+            self._process = self._link = None
+
+
+def _serve(link: Connection[Any, Any], make_worker: Callable[[], Callable[[Any], Any]]) -> None:
+    """Work in the child: on each chunk that comes, until the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is the one to stop
+    try:
+        worker = make_worker()
+    except Exception as error:
+        _send(link, error, error)
+        return
+    link.send(None)
+    while True:
+        try:
+            chunk = link.recv()
+        except (EOFError, ConnectionError):
+            return
+        outcome = outcome_of(worker, chunk)
+        _send(link, Outcome(None, outcome.result, outcome.error), outcome.error)
+
+
+def _send(link: Connection[Any, Any], answer: object, error: BaseException | None) -> None:
+    """Send an answer; an error that cannot be pickled goes as its text."""
+    try:
+        link.send(answer)
+    except (TypeError, AttributeError, ValueError, ImportError) as refusal:
+        said = SegmillError(f"{type(error).__name__}: {error}" if error else str(refusal))
+        link.send(said if isinstance(answer, BaseException) else Outcome(None, error=said))

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import subprocess
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.faults.cluster import SAYS
+from tests.faults.stage import IMAGES, POISON, Stage, rows
+from tests.samples import write_scenes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from pipeline.record import Record
+
+
+@pytest.fixture(scope="session")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """Give a bucket of images, one of them magenta; nothing that ran on it is left afterwards."""
+    made = Stage(tmp_path_factory.mktemp("stage"))
+    write_scenes(made.images, IMAGES, height=48, width=80)
+    magenta = np.full((48, 80, 3), (255, 0, 255), np.uint8)
+    cv2.imwrite(str(made.images / f"{POISON}.jpg"), magenta)
+    yield made
+    made.sweep()
+
+
+@pytest.fixture(autouse=True)
+def calm(stage: Stage) -> Iterator[None]:
+    """Begin and end with models that neither wait nor die."""
+    stage.steer()
+    yield
+    stage.steer()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(stage: Stage) -> list[Record]:
+    """Return the rows of a run without faults."""
+    stage.steer()
+    store = stage.place / "undisturbed"
+    assert stage.label(store, "--runner", "local").sum()["done"] == IMAGES
+    return rows(store)
+
+
+class Nodes:
+    """The cluster's steering wheel."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self.address = self._said()
+
+    def _said(self) -> str:
+        """Return the next answer; Ray talks in between."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith(SAYS):
+                return line.removeprefix(SAYS).strip()
+        raise AssertionError("the cluster died")
+
+    def do(self, step: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(step + "\n")
+        self._process.stdin.flush()
+        assert self._said() == "done"
+
+
+@pytest.fixture(scope="session")
+def nodes(stage: Stage) -> Iterator[Nodes]:
+    """Start a cluster of a head without CPUs and two nodes of one, in processes of their own."""
+    process = stage.spawn(
+        "-m", "tests.faults.cluster", stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    try:
+        yield Nodes(process)
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait(30)
+    finally:
+        process.kill()
+        stage.sweep()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "store"

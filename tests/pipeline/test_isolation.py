@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import CorruptImage, PoisonInput, SegmillError, UsageError, WorkerDied
+from pipeline.ray_runner import RayRunner
+from pipeline.runner import LocalRunner, Resources
+
+
+class Work:
+    """Doubles numbers, writes down which, and dies over some: of 13 always, of 3 the first time."""
+
+    def __init__(self, log: Path, pause: float = 0) -> None:
+        self.log, self.pause = str(log), pause
+
+    def __call__(self):
+        return self.work
+
+    def work(self, numbers: list[int]) -> list[int]:
+        with open(self.log, "a") as log:
+            log.write("".join(f"{n}\n" for n in numbers))
+        if 13 in numbers or (3 in numbers and Path(self.log).read_text().split().count("3") == 1):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if 7 in numbers:
+            raise CorruptImage("7", "is unlucky", "take another")
+        time.sleep(self.pause)
+        return [2 * n for n in numbers]
+
+
+def halves(numbers: list[int]) -> list[list[int]]:
+    middle = len(numbers) // 2
+    return [numbers[:middle], numbers[middle:]] if middle else [numbers]
+
+
+def runs(log: Path) -> Counter[int]:
+    return Counter(map(int, log.read_text().split()))
+
+
+def test_children_outlive_an_input_that_kills(tmp_path):
+    log = tmp_path / "log"
+    chunks = [list(range(n, n + 4)) for n in range(0, 20, 4)]
+    outcomes = list(LocalRunner(2).isolated().map(Work(log), iter(chunks), halves))
+    assert sorted(n for o in outcomes for n in o.chunk) == list(range(20))
+    bad = {tuple(o.chunk): type(o.error) for o in outcomes if o.error}
+    assert bad == {(13,): PoisonInput, (4, 5, 6, 7): CorruptImage}
+    assert all(o.result == [2 * n for n in o.chunk] for o in outcomes if not o.error)
+    assert runs(log)[13] == 2 + 1 + 2, "the chunk twice, its half once, alone twice"
+    assert runs(log)[3] == 2, "what died once is innocent"
+    assert runs(log)[17] == 1
+
+
+def unpicklable(_: int) -> int:
+    class LocalError(Exception):
+        pass
+
+    raise LocalError("of a class that no other process knows")
+
+
+class Unpicklable:
+    def __call__(self):
+        return unpicklable
+
+
+def test_an_error_that_cannot_travel_goes_as_its_text():
+    (outcome,) = LocalRunner(1).isolated().map(Unpicklable(), [1])
+    assert isinstance(outcome.error, SegmillError)
+    assert str(outcome.error) == "LocalError: of a class that no other process knows"
+
+
+class CannotBeMade:
+    def __call__(self):
+        raise UsageError("this worker cannot be made")
+
+
+class DiesAtOnce:
+    def __call__(self):
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def test_a_worker_that_does_not_start_ends_the_map():
+    for make, error in ((CannotBeMade(), UsageError), (DiesAtOnce(), WorkerDied)):
+        with pytest.raises(error):
+            list(LocalRunner(1).isolated().map(make, [1]))
+
+
+def test_on_ray_a_worker_that_dies_at_its_start_ends_the_map(ray_session):
+    with pytest.raises(WorkerDied, match="actors died while they started"):
+        list(RayRunner(Resources(1, 1, cpus=0.5)).map(DiesAtOnce(), [1]))
+
+
+def test_on_ray_an_error_that_cannot_travel_kills_nobody(ray_session):
+    (outcome,) = RayRunner(Resources(1, 1, cpus=0.5)).map(Unpicklable(), [1])
+    assert "LocalError" in type(outcome.error).__name__ + str(outcome.error)
+    assert not isinstance(outcome.error, PoisonInput)
+
+
+def test_on_ray_what_a_dead_actor_had_answered_counts(ray_session, tmp_path, monkeypatch):
+    """The death is seen first, the answer before it later: it is no suspect, and is not redone."""
+    log = tmp_path / "log"
+    wait = ray_session.wait
+
+    def death_first(refs, **options):
+        time.sleep(0.5)
+        return wait(refs[::-1], **options)
+
+    monkeypatch.setattr(ray_session, "wait", death_first)
+    chunks = [[n] for n in (0, 2, 3, 4)]
+    outcomes = list(RayRunner(Resources(1, 1, cpus=0.5)).map(Work(log), iter(chunks), halves))
+    assert sorted(o.chunk for o in outcomes) == chunks
+    assert not any(o.error for o in outcomes)
+    assert runs(log) == {0: 1, 2: 1, 3: 2, 4: 1}
