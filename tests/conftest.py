@@ -47,7 +47,12 @@ def ray_session():
     import ray
 
     ray.init(
-        num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+        address="local",  # not the machine's own cluster, where there is one
+        num_cpus=4,
+        num_gpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
     )
     yield ray
     ray.shutdown()
