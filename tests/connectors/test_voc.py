@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from torchvision.datasets import VOCSegmentation
+from pycocotools.coco import COCO
+from torchvision.datasets import VOCDetection, VOCSegmentation
 
+from connectors.coco import COCO_INSTANCES
 from connectors.voc import VOC
 from pipeline.errors import (
     LayoutError,
@@ -16,6 +19,8 @@ from pipeline.errors import (
     UnsafePath,
 )
 from pipeline.files import open_sink, open_tree
+from pipeline.labels.png import quickly
+from pipeline.labels.relabel import Relabeller
 from tests.connectors.conformance import Conformance, Made
 from tests.connectors.trees import (
     bare,
@@ -42,7 +47,7 @@ from tests.connectors.voc_tree import (
 )
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from numpy.typing import NDArray
 
 
 class TestVoc(Conformance):
@@ -217,3 +222,71 @@ def test_lists_that_are_not_read_are_counted(tmp_path: Path) -> None:
     loss = VOC.finish(open_sink(str(tmp_path / "b")), written, SPACE, facts)
     assert loss is not None
     assert loss.attributes == {"lists": 3}
+
+
+def test_torchvision_reads_a_made_tree(tmp_path: Path) -> None:
+    made = write_tree(tmp_path / "one")
+    rewrite(VOC, read_all(tmp_path / "one"), tmp_path / "two", SPACE)
+    for image_set in ("train", "val"):
+        names = made.splits[image_set]
+        dataset = VOCSegmentation(tmp_path / "two", image_set=image_set, download=False)
+        assert [Path(path).stem for path in dataset.masks] == names
+        for name, (image, mask) in zip(names, dataset, strict=True):
+            assert image.size == SHAPE[::-1]
+            assert np.array_equal(np.array(mask), made.ids[f"{image_set}/{name}"])
+
+
+VOC_NAMES = {
+    "airplane": "aeroplane", "motorcycle": "motorbike", "couch": "sofa", "tv": "tvmonitor",
+    "potted plant": "pottedplant", "dining table": "diningtable",
+}  # fmt: skip
+"""What VOC calls the classes that COCO has under another name."""
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_torchvision_reads_what_coco_became(shared_data: Path, tmp_path: Path) -> None:
+    """Real polygons and crowds, drawn by pycocotools: larger objects first, the rest over them."""
+    source = shared_data / "coco/instances"
+    tree = open_tree(str(source))
+    spaces = COCO_INSTANCES.label_spaces(tree)
+    relabel = Relabeller.to(SPACE, spaces)
+    records = [COCO_INSTANCES.read(tree, s) for s in COCO_INSTANCES.list(tree, ())]
+    with quickly():
+        written = rewrite(VOC, [relabel(r)[0] for r in records], tmp_path, SPACE)
+    covered = 0
+    for image_set in ("train", "val"):
+        coco = COCO(source / f"annotations/instances_{image_set}2017.json")
+        segmentation = VOCSegmentation(tmp_path, image_set=image_set, download=False)
+        detection = VOCDetection(tmp_path, image_set=image_set, download=False)
+        assert len(segmentation) == len(detection) == len(coco.getImgIds())
+        by_name = {Path(i["file_name"]).stem: i["id"] for i in coco.loadImgs(coco.getImgIds())}
+        for path, (image, mask), (_, said) in zip(
+            segmentation.masks, segmentation, detection, strict=True
+        ):
+            classes, objects, names, hidden = drawn_by_pycocotools(coco, by_name[Path(path).stem])
+            covered += hidden
+            assert image.size == mask.size
+            assert np.array_equal(np.array(mask), classes)
+            found = tmp_path / HOME / "SegmentationObject" / Path(path).name
+            assert np.array_equal(indices(found), objects) if found.exists() else not names
+            boxes = said["annotation"].get("object", [])
+            assert [box["name"] for box in boxes] == names
+    assert sum(w.loss.get("instances_covered", 0) for w in written) == covered > 10
+
+
+def drawn_by_pycocotools(
+    coco: COCO, image_id: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], list[str], int]:
+    """Return class map, object map, the objects' names, and how many objects others hide."""
+    shape = coco.imgs[image_id]["height"], coco.imgs[image_id]["width"]
+    classes, objects = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+    names, regions = [], []
+    for annotation in coco.loadAnns(coco.getAnnIds(image_id)):
+        name = coco.cats[annotation["category_id"]]["name"]
+        name = VOC_NAMES.get(name, name)
+        names.append(name if name in SPACE.by_name else "background")
+        regions.append(coco.annToMask(annotation).astype(bool))
+    for k in sorted(range(len(names)), key=lambda k: -int(regions[k].sum())):
+        classes[regions[k]], objects[regions[k]] = SPACE.by_name[names[k]].id, k + 1
+    hidden = sum((objects[region] != k).any() for k, region in enumerate(regions, 1))
+    return classes, objects, names, int(hidden)

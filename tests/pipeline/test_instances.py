@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -239,6 +240,44 @@ def test_larger_objects_are_drawn_first() -> None:
     no_pixels = Instance(5, 3, None, 0.0, rle=masks.rle_encode(np.zeros((8, 9), np.uint8)))
     unmarked = Instance(6, 3, (0.0, 0.0, 4.0, 4.0), None)
     assert (masks.paint([no_pixels, unmarked], 8, 9, VOC) == 255).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), shape=SHAPES)
+def test_drawing_is_painting_one_by_one(data: st.DataObject, shape: tuple[int, int]) -> None:
+    """Positions of any objects, parts and empty ones among them, and how many are hidden."""
+    found, expected = [], np.zeros(shape, np.int64)
+    for number in range(data.draw(st.integers(0, 6))):
+        region = data.draw(arrays.arrays(np.bool_, shape))
+        part = '{"part_of": 1}' if data.draw(st.integers(0, 4)) == 4 else None
+        found.append((region, Instance(number, 1, None, None, extra=part)))
+    objects = [replace(i, rle=masks.rle_encode(region)) for region, i in found]
+    regions = [region for region, i in found if i.part_of is None]
+    for k in sorted(range(len(regions)), key=lambda k: -int(regions[k].sum())):
+        expected[regions[k]] = k + 1
+    drawing = masks.Drawing.of(objects, *shape)
+    assert len(drawing.objects) == len(regions)
+    table = [20 + k for k in range(len(regions))]
+    for dtype in (np.uint8, np.uint16):
+        drawn = drawing.map(table, 7, dtype)
+        assert drawn.dtype == dtype
+        np.testing.assert_array_equal(drawn, np.array([7, *table])[expected])
+    same = drawing.map(range(1, len(regions) + 1), 0, np.uint8)
+    np.testing.assert_array_equal(same, expected)
+    hidden = sum((expected[region] != k).any() for k, region in enumerate(regions, 1))
+    assert drawing.covered() == hidden
+
+
+def test_more_objects_than_eight_bits_are_drawn() -> None:
+    binary = np.zeros((20, 15), np.bool_)
+    every = []
+    for at in range(300):
+        binary.flat[:] = False
+        binary.flat[at] = True
+        every.append(Instance(at, at % 20 + 1, None, None, rle=masks.rle_encode(binary)))
+    painted = masks.paint(every, 20, 15, VOC)
+    assert painted.dtype == np.uint8
+    np.testing.assert_array_equal(painted, np.arange(300).reshape(20, 15) % 20 + 1)
 
 
 def test_object_numbers() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import struct
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -264,3 +265,17 @@ def test_rgba_is_written_as_it_is() -> None:
     with Image.open(io.BytesIO(png.write_colours(pixels))) as image:
         assert image.mode == "RGBA"
         np.testing.assert_array_equal(np.array(image), pixels)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_quick_files_have_the_same_pixels(kind: type) -> None:
+    """Only in the block and the thread that asked for them: a store's cells stay as they are."""
+    mask = blobs(90, 120, seed=3).astype(kind)
+    cell = masks.encode(mask)
+    with png.quickly(), ThreadPoolExecutor(1) as pool:
+        quick = masks.encode(mask)
+        assert pool.submit(masks.encode, mask).result() == cell
+    assert masks.encode(mask) == cell != quick
+    with Image.open(io.BytesIO(quick)) as image:
+        np.testing.assert_array_equal(np.array(image), mask)
+    assert masks.recode(quick) == quick  # a mask cell, too
