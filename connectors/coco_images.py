@@ -28,7 +28,7 @@ FORMATS: Final = ("coco-instances", "coco-panoptic", "coco-stuff")
 """Whose records keep their image's own entry under "image" in `extra`."""
 
 _TOP: Final = (1 << 53) - 1  # numbers in JSON are exact up to here in most readers
-_NONE: Final = -(1 << 63)
+_LARGE: Final = 1 << 31
 _NO_CLAIMS: Final = np.empty(0, dtype=np.int64)
 
 
@@ -92,29 +92,32 @@ def claim_of(image: Mapping[str, Any], image_id: str) -> int | None:
 class ImageIds:
     """Numbers images, or annotations: each has what it claims unless another had that first.
 
-    All others get the lowest that are free. Holds 8 bytes for each. `add` every claim, then give
-    `assign` the same claims in the same order, as often as is needed.
+    All others get the lowest that are free. Holds 4 bytes for a claim below 2**31 and 8 for one
+    above. `add` every claim, then give `assign` the same ones in the same order, as often as is
+    needed.
     """
 
     def __init__(self) -> None:
-        self._claims, self._is_ranked = array("q"), False
+        self._claims, self._is_ranked = (array("i"), array("q")), False
 
     def add(self, claim: int | None) -> None:
         """Book a claim."""
-        self._claims.append(_NONE if claim is None else claim)
+        if claim is not None:
+            self._claims[_is_large(claim)].append(claim)
 
-    def _ranked(self) -> NDArray[np.int64]:
-        """Return the claims in order of size; sorted in place, a copy would double the memory."""
-        ranked = np.frombuffer(self._claims, dtype=np.int64) if self._claims else _NO_CLAIMS
+    def _ranked(self) -> list[NDArray[np.signedinteger[Any]]]:
+        """Return the small and the large claims in order of size, sorted in place."""
+        ranked = [np.frombuffer(a, a.typecode) if a else _NO_CLAIMS for a in self._claims]
         if not self._is_ranked:
-            ranked.sort()
+            for claims in ranked:
+                claims.sort()
             self._is_ranked = True
         return ranked
 
     def assign(self) -> Callable[[int | None], int]:
         """Return a function that takes the claims, in their order, and gives the numbers."""
         ranked = self._ranked()
-        twice = np.unique(ranked[1:][ranked[1:] == ranked[:-1]])
+        twice = np.unique(np.concatenate([r[1:][r[1:] == r[:-1]] for r in ranked]))
         had = np.zeros(len(twice), dtype=np.bool_)
         free = 0
 
@@ -128,7 +131,7 @@ class ImageIds:
                     had[at] = True
                     return claim
             free += 1
-            while _holds(ranked, free):
+            while _holds(ranked[_is_large(free)], free):
                 free += 1
             return free
 
@@ -136,11 +139,14 @@ class ImageIds:
 
     def changed(self) -> int:
         """Return how many get another number than they claim."""
-        ranked = self._ranked()
-        return int(np.count_nonzero((ranked[1:] == ranked[:-1]) & (ranked[1:] > _NONE)))
+        return sum(int(np.count_nonzero(r[1:] == r[:-1])) for r in self._ranked())
 
 
-def _holds(ranked: NDArray[np.int64], value: int) -> bool:
+def _is_large(claim: int) -> bool:
+    return not -_LARGE <= claim < _LARGE
+
+
+def _holds(ranked: NDArray[np.signedinteger[Any]], value: int) -> bool:
     at = int(np.searchsorted(ranked, value))
     return at < len(ranked) and int(ranked[at]) == value
 

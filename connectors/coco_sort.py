@@ -65,6 +65,14 @@ class _Buckets:
             self._file.write(pending)
             pending.clear()
 
+    def settle(self) -> None:
+        """Bring to disk what is pending: nothing is added any more."""
+        for bucket, pending in enumerate(self._pending):
+            if pending:
+                self._places[bucket].append((self._file.tell(), len(pending)))
+                self._file.write(pending)
+                self._pending[bucket] = bytearray()
+
     def read(self, bucket: int) -> Iterator[tuple[int, int, bytes]]:
         """Yield a bucket's keys, files and texts, in the order in which they came."""
         for place, size in self._places[bucket]:
@@ -132,6 +140,7 @@ class _Sorter:
         self._found, self._lost = _Buckets(buckets), _Buckets(buckets)
         self._ids, self._valid = bytearray(), bytearray()
         self._known: _Ids | None = None
+        self._twice = np.zeros(0, dtype=np.bool_)
         self._size = 1  # images, at least one
         self._waiting: list[tuple[int, int, bytes]] = []
 
@@ -152,6 +161,10 @@ class _Sorter:
             if self._known is None:
                 self._know()
         self._flush()
+        assert self._known is not None
+        self._twice, self._known = self._known.twice, None  # the ids have done their work
+        for buckets in (self._images, self._found, self._lost):
+            buckets.settle()
 
     def _image(self, element: Element) -> None:
         image_id = element.value.get("id") if isinstance(element.value, dict) else None
@@ -196,7 +209,6 @@ class _Sorter:
 
     def groups(self) -> Iterator[Grouped]:
         """Yield the images."""
-        assert self._known is not None
         held: dict[int, list[list[str]]] = {}
         bucket = -1
         for place, (_, _, text) in enumerate(self._images.read(0)):
@@ -222,12 +234,11 @@ class _Sorter:
         return held
 
     def _problem(self, place: int, image: Any) -> str | None:
-        assert self._known is not None
         if not isinstance(image, dict):
             return "an image that is no object"
         if not self._valid[place]:
             return f"an image whose id is no whole number ({image.get('id')!r})"
-        if self._known.twice[place]:
+        if self._twice[place]:
             return f"several images have the id {image['id']}"
         return None
 

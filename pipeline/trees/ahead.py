@@ -48,16 +48,18 @@ class _Permits:
         self._free, self._moved = threading.Semaphore(count), time.monotonic()
 
     def take(self) -> None:
-        """Wait for a permit."""
+        """Wait for a permit; the thread holds no lock yet."""
         self._free.acquire()
 
-    def take_unless_stuck(self) -> bool:
-        """Wait for a permit; False where none moves any more.
+    def take_again(self) -> bool:
+        """Wait for a permit in the middle of a sample; False where none moves any more.
 
-        For a thread that may hold a lock which those with the permits wait for.
+        The thread may hold a lock which those with the permits wait for. They may be at work on
+        huge images as well: of all that wait one goes on without a permit, then one more.
         """
         while not self._free.acquire(timeout=_PATIENCE):
             if time.monotonic() - self._moved > _PATIENCE:
+                self._moved = time.monotonic()
                 return False
         return True
 
@@ -140,10 +142,10 @@ class Ahead:
         try:
             for item in feed:
                 if len(window) == most:
-                    yield window.popleft().result()
+                    yield _result(window.popleft())
                 window.append(pool.submit(_with_permit, permits, function, item))
             while window:
-                yield window.popleft().result()
+                yield _result(window.popleft())
         finally:
             for future in window:
                 future.cancel()
@@ -176,6 +178,11 @@ def _pool(process: int) -> tuple[ThreadPoolExecutor, _Permits, int]:
     return ThreadPoolExecutor(most, "segmill-ahead"), _Permits(permits), most
 
 
+def _result(future: Future[R]) -> R:
+    with waiting():  # this thread may itself be at work on a sample
+        return future.result()
+
+
 def _with_permit(permits: _Permits, function: Callable[[T], R], item: T) -> R:
     permits.take()
     _OWN.permit = permits
@@ -199,7 +206,7 @@ def waiting() -> Iterator[None]:
     try:
         yield
     finally:
-        if permits is not None and permits.take_unless_stuck():
+        if permits is not None and permits.take_again():
             _OWN.permit = permits
 
 

@@ -153,7 +153,10 @@ def test_cold_threads_read_the_classes_once(
 NAME = "annotations/stuff_train2017.json"
 
 
-@given(st.lists(st.none() | st.integers(-3, 9), max_size=12))
+EDGES = [sign * (1 << 31) + near for sign in (-1, 1) for near in (-1, 0, 1)] + [900100259990]
+
+
+@given(st.lists(st.none() | st.integers(-3, 9) | st.sampled_from(EDGES), max_size=14))
 def test_numbers(claims: list[int | None]) -> None:
     """Each has what it claims unless another came first; no two are equal."""
     ids = ImageIds()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -9,6 +10,7 @@ from pipeline.files import open_tree, read_url
 from pipeline.trees.ahead import (
     IN_FLIGHT,
     Ahead,
+    _Permits,
     _pool,
     actor_env,
     fetched_once,
@@ -113,6 +115,31 @@ class TestMap:
 
         assert list(Ahead().map(work, range(64), far=True)) == list(range(64))
         assert computing.most < 20  # 2, but for what a stalled machine lets through
+
+    def test_of_threads_behind_long_work_few_go_on_without_a_permit(self, monkeypatch):
+        monkeypatch.setattr("pipeline.trees.ahead._PATIENCE", 0.1)
+        monkeypatch.setattr("pipeline.trees.ahead._pool", _pool.__wrapped__)
+        monkeypatch.setattr("os.sched_getaffinity", lambda _: range(2))
+        computing = Gauge()
+
+        def work(number: int) -> int:
+            with waiting():
+                time.sleep(0.001)
+            with computing:
+                time.sleep(0.3)
+            return number
+
+        assert list(Ahead().map(work, range(40), far=True)) == list(range(40))
+        assert computing.most < 16
+
+    def test_a_sample_may_map_over_others(self, monkeypatch):
+        few = ThreadPoolExecutor(IN_FLIGHT), _Permits(2), IN_FLIGHT
+        monkeypatch.setattr("pipeline.trees.ahead._pool", lambda _: few)
+
+        def work(number: int) -> int:
+            return sum(Ahead().map(lambda n: n, range(number), far=True))
+
+        assert list(Ahead().map(work, range(9), far=True)) == [n * (n - 1) // 2 for n in range(9)]
 
 
 class TestListedAhead:

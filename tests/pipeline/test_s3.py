@@ -14,6 +14,7 @@ import pytest
 from pipeline.errors import LayoutError, MissingFile
 from pipeline.files import open_sink, open_tree, read_url
 from pipeline.store import Store
+from pipeline.trees.remote import RemoteTree
 from pipeline.trees.s3 import RETRIES, Objects
 from pipeline.trees.union import open_source
 from tests.connectors.trees import bare, contents
@@ -114,8 +115,10 @@ class TestObjects:
         tree = open_source(f"{bucket}/d/e")  # is it a directory, and one of archives?
         assert s3.count("GET .*list-type=2") == len(s3.state().requests) == 2
         s3.reset()
-        assert tree.isdir("") and open_tree(bucket).isdir("d")
-        assert not tree.isdir("000.jpg") and not tree.isdir("nope")
+        assert tree.isdir("")
+        assert open_tree(bucket).isdir("d")
+        assert not tree.isdir("000.jpg")
+        assert not tree.isdir("nope")
         assert s3.count("GET .*continuation") == 0
 
     def test_both_ways_list_alike(self, s3, bucket, monkeypatch):
@@ -272,6 +275,15 @@ class TestFallback:
         assert sink._remote._objects.used
         assert caplog.text.count("s3fs takes over requests that fail") == 1
         assert [open_tree(bucket).read(name) for name in "abc"] == [b"data"] * 3
+
+    def test_a_bucket_that_may_be_read_but_not_listed_is_read_by_obstore(self, s3, bucket):
+        upload(bucket, {"d/a": b"data"})
+        s3.reset(Fault("GET .*list-type", 403))
+        tree = RemoteTree(f"{bucket}/d")
+        with pytest.raises(LayoutError, match="cannot be reached"):
+            tree.isdir("")
+        assert tree.read("a") == b"data"
+        assert tree._remote._objects.used
 
     @pytest.mark.parametrize(("works_before", "used"), [(False, False), (True, True)])
     def test_a_first_answer_that_refuses_switches_it_off(self, s3, bucket, works_before, used):
