@@ -1,4 +1,4 @@
-"""Exported models: ONNX, torch.export, TorchScript; what they say of themselves, what is refused."""
+"""Exported models: ONNX, torch.export, TorchScript; what they say of themselves and may not do."""
 
 from __future__ import annotations
 
