@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from pipeline.files import Entry, Tree
 
 CACHE: Final = "SEGMILL_CACHE"
+_CACHE_ERRORS: Final = frozenset(
+    {errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS}
+)
 _PIECE: Final = 64 << 20
 """Bytes in one request for a large file: each is asked for again when it fails."""
 
@@ -96,7 +99,7 @@ def _explained(url: str) -> Iterator[None]:
     except ModelError:
         raise
     except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM}:
+        if error.errno in _CACHE_ERRORS:
             raise ModelError(
                 f"{url}: cannot be kept in {_root()} ({error.strerror}); make room, or set {CACHE} "
                 "to another folder"

@@ -9,9 +9,11 @@ With ?task=instance or ?task=panoptic the queries become objects: `pipeline.pred
 from __future__ import annotations
 
 import json
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 from transformers.models.auto.modeling_auto import (
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from pipeline.models.hub import Source
     from pipeline.models.uri import ModelUri
 
+_BROKEN: Final = (SafetensorError, UnpicklingError)
 _TINY: Final = 1e-6  # below every score that matters; keeps the logarithm finite
 _TASKED: Final = "oneformer"
 """The model type that is told its task in words, beside the image."""
@@ -114,7 +117,7 @@ def load(uri: ModelUri, space: LabelSpace | None, *, pretrained: bool) -> Loaded
         return _load(uri, space, source, pretrained=pretrained)
     except SegmillError:
         raise
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, *_BROKEN) as error:
         raise explained(uri, source, error) from error
 
 
@@ -185,7 +188,7 @@ def build(architecture: Architecture, classes: int) -> nn.Module:
     options = dict(architecture.options)
     ours = {key: options.pop(key) for key in _OURS if key in options}
     config = AutoConfig.for_model(options.pop("model_type"), **options, num_labels=classes)
-    return _wrap(config, _class(config)(config), ours)
+    return _wrap(config, _class(config)(config).float(), ours)  # some of it may be float64
 
 
 def _class(config: Any) -> Any:
@@ -248,6 +251,8 @@ def _task_tokens(uri: ModelUri, source: Source, config: Any, task: str) -> list[
         raise ModelError(
             f"{uri.text}: a OneFormer needs its tokenizer's files beside the weights ({cause})"
         ) from None
-    told = tokenizer(f"the task is {task}", padding="max_length", max_length=length)
+    told = tokenizer(
+        f"the task is {task}", padding="max_length", max_length=length, truncation=True
+    )
     pairs = zip(told["input_ids"], told["attention_mask"], strict=True)
     return [int(token) * int(seen) for token, seen in pairs]

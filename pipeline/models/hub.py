@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Final
 
 from huggingface_hub import constants
@@ -57,6 +58,11 @@ def explained(uri: ModelUri, source: Source, error: Exception) -> ModelError:
         return ModelError(
             f"{uri.text}: its code lies beside the weights, and is not run; only models that are "
             "part of transformers can be loaded"
+        )
+    if isinstance(error, UnpicklingError):
+        return ModelError(
+            f"{uri.text}: its weights hold Python objects beside tensors, which are not loaded "
+            "since they can run code; save them as safetensors"
         )
     if source.local:
         return ModelError(

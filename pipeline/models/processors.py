@@ -53,7 +53,7 @@ def _normalisation(
     """Return mean and standard deviation for pixels in 0..1, whatever the processor scales by."""
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
-    if processor.get("do_normalize", True):
+    if processor.get("do_normalize", not flips_channels(processor)):  # MobileViT's default is no
         mean = tuple(map(float, processor.get("image_mean") or IMAGENET_MEAN))
         std = tuple(map(float, processor.get("image_std") or IMAGENET_STD))
     if flips_channels(processor):  # theirs are in the order of the flipped channels
