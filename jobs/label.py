@@ -16,9 +16,11 @@ from jobs.console import (
     DebugOption,
     JsonOption,
     MaxErrorsOption,
+    MetricsOption,
     RunnerOption,
     command,
     note,
+    watching,
 )
 from jobs.progress import Progress
 from pipeline.errors import UsageError
@@ -64,6 +66,7 @@ def label(
     ] = None,
     dataset: Annotated[str, typer.Option(help="The dataset's name in the rows.")] = "",
     shard_images: Annotated[int, typer.Option(min=1, help="Images in one shard of work.")] = 128,
+    metrics: MetricsOption = None,
     max_errors: MaxErrorsOption = "0",
     runner: RunnerOption = "auto",
     address: AddressOption = None,
@@ -109,7 +112,7 @@ def label(
                 dataset=dataset,
                 where=where,
                 shard_images=shard_images,
-                watch=progress.watch,
+                watch=watching(progress, metrics, "label"),
                 on_listed=progress.listed,
             )
         summary.book(report)

@@ -76,6 +76,8 @@ def execute(
                 metrics(drive.report)
                 watch(drive.report)
         drive.report.end()
+        metrics(drive.report)
+        watch(drive.report)
     return drive.finish()
 
 
