@@ -23,8 +23,9 @@ from jobs.budget import budget
 from pipeline.errors import SegmillError, SumMismatch, TooManyErrors, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
+    from jobs.progress import Progress
     from pipeline.runs.report import RunReport
 
 EXIT_FAILED, EXIT_USAGE, EXIT_ERRORS, EXIT_GATE = 1, 2, 3, 4
@@ -73,6 +74,14 @@ RunnerOption = Annotated[
 ]
 AddressOption = Annotated[
     str | None, typer.Option(help="A Ray cluster's address; without it Ray starts on this machine.")
+]
+MetricsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--metrics",
+        metavar="FILE",
+        help="Keep the run's metrics in FILE, as Prometheus' node exporter reads them.",
+    ),
 ]
 WorkersOption = Annotated[
     int | None, typer.Option(min=1, help="Worker threads or actors; default: one a CPU core.")
@@ -218,6 +227,21 @@ def _print(summary: Summary, seconds: float) -> None:
         print(f"  {line}")
     for name, path in summary.paths.items():
         print(f"  {name}: {path}")
+
+
+def watching(progress: Progress, metrics: str | None, verb: str) -> Callable[[RunReport], None]:
+    """Return what a run tells its report to: the progress, and the file of `--metrics`."""
+    if metrics is None:
+        return progress.watch
+    from pipeline.runs.metrics import MetricsFile
+
+    file = MetricsFile(metrics, verb)
+
+    def watch(report: RunReport) -> None:
+        progress.watch(report)
+        file(report)
+
+    return watch
 
 
 def note(text: str) -> None:

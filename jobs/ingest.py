@@ -17,6 +17,7 @@ from jobs.console import (
     DebugOption,
     JsonOption,
     MaxErrorsOption,
+    MetricsOption,
     RunnerOption,
     SourceArgument,
     SplitsOption,
@@ -25,6 +26,7 @@ from jobs.console import (
     command,
     note,
     tell_facts,
+    watching,
 )
 from jobs.progress import Progress
 
@@ -56,6 +58,7 @@ def ingest(
             help="Check the rows that this run wrote; exit with 4 if some have errors.",
         ),
     ] = False,
+    metrics: MetricsOption = None,
     max_errors: MaxErrorsOption = "0",
     runner: RunnerOption = "auto",
     address: AddressOption = None,
@@ -98,7 +101,7 @@ def ingest(
                 run=run,
                 choose_runner=pick,
                 shard_rows=max(1, min(SHARD_SAMPLES, SHARD_BYTES // reader.row_bytes)),
-                watch=progress.watch,
+                watch=watching(progress, metrics, "ingest"),
                 on_listed=progress.listed,
             )
         summary.book(report)

@@ -16,9 +16,11 @@ from jobs.console import (
     DebugOption,
     JsonOption,
     MaxErrorsOption,
+    MetricsOption,
     RunnerOption,
     command,
     note,
+    watching,
 )
 from jobs.progress import Progress
 from pipeline.errors import UsageError
@@ -92,6 +94,7 @@ def label(
     price_per_gpu_hour: Annotated[
         float | None, typer.Option(min=0, help="For --dry-run: what an hour of a GPU costs.")
     ] = None,
+    metrics: MetricsOption = None,
     max_errors: MaxErrorsOption = "0",
     runner: RunnerOption = "auto",
     address: AddressOption = None,
@@ -149,7 +152,7 @@ def label(
                 choice=choice,
                 shard_images=shard_images,
                 facts={"gpus_per_worker": resources.gpus},
-                watch=progress.watch,
+                watch=watching(progress, metrics, "label"),
                 on_listed=progress.listed,
             )
         summary.book(report)

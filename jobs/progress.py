@@ -9,13 +9,12 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TextIO
 
-from pipeline.runner import Crew
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from rich.live import Live
 
+    from pipeline.runner import Crew
     from pipeline.runs.report import RunReport
 
 WINDOW_SECONDS: Final = 60.0
@@ -79,7 +78,8 @@ class State:
     def __init__(self, total: int | None, unit: str, now: float) -> None:
         self.done, self.total, self._unit = 0, total, unit
         self._listed: tuple[int, int] | None = None
-        self._failed, self._crew = 0, Crew()
+        self._failed = 0
+        self._crew: Crew | None = None
         self._pace, self._busy, self._lives = Pace(now), Pace(now), Pace(now)
 
     def listing(self, listed: int, todo: int) -> None:
@@ -117,10 +117,8 @@ class State:
         lives, busy = self._lives.recent(now), self._busy.recent(now)
         if lives and busy:
             found.append(f"device busy {busy / lives:.0%}")
-        alive, starting = self._crew.alive, self._crew.starting
-        if alive or starting:
-            more = f" ({starting} starting)" if starting else ""
-            found.append(f"{alive} worker{'s' * (alive != 1)}{more}")
+        if self._crew is not None:
+            found.append(_workers(self._crew))
         return found
 
     def line(self, what: str, now: float) -> str:
@@ -131,6 +129,13 @@ class State:
         else:
             what = f"{what}: "
         return (what + ", ".join(self.said(now))).removesuffix(", ")
+
+
+def _workers(crew: Crew) -> str:
+    if not crew.alive + crew.starting:
+        return "no workers yet"
+    more = f" ({crew.starting} starting)" if crew.starting else ""
+    return f"{crew.alive} worker{'s' * (crew.alive != 1)}{more}"
 
 
 def _number(rate: float) -> str:

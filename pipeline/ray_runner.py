@@ -103,6 +103,7 @@ def start_ray(address: str | None = None) -> bool:
     # A session of our own listens on the loopback only. Left alone, Ray 2.60 turns token
     # authentication on and leaves a token file that later sessions then require.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    # "local": without it Ray joins whatever cluster runs on this machine, and refuses num_cpus.
     ray.init(address="local", num_cpus=cores(), include_dashboard=False, **options)
     return True
 

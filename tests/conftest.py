@@ -47,7 +47,7 @@ def ray_session():
     import ray
 
     ray.init(
-        address="local",  # not the machine's own cluster, where there is one
+        address="local",  # not the cluster that runs on this machine, where there is one
         num_cpus=4,
         num_gpus=2,
         include_dashboard=False,

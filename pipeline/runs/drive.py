@@ -80,6 +80,8 @@ def execute(
                     metrics(drive.report)
                     watch(drive.report)
             drive.report.end()
+            metrics(drive.report)
+            watch(drive.report)
         return drive.finish()
     finally:
         drive.close()

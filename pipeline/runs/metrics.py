@@ -1,11 +1,14 @@
 """A run's figures as metrics for Prometheus, through whatever collects them where the run is.
 
-Ray does (`pipeline/ray_runner.py`), under its own prefix: `ray_segmill_images_total`. The driver
-alone counts, as it books shards: what an actor did that died is in no metric twice.
+Ray does (`pipeline/ray_runner.py`), under its own prefix: `ray_segmill_images_total`. A
+`MetricsFile` has the same without Ray and without the prefix. The driver alone counts, as it books
+shards: what an actor did that died is in no metric twice.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, Protocol
@@ -26,6 +29,8 @@ class Metric:
     tags: tuple[str, ...] = ()
 
 
+LOG = logging.getLogger("segmill")
+_FILE_SECONDS: Final = 10.0
 COMMON_TAGS: Final = ("verb", "run")
 METRICS: Final = (
     Metric("segmill_images", "counter", "Images whose rows were made."),
@@ -37,7 +42,11 @@ METRICS: Final = (
     Metric("segmill_workers", "gauge", "Workers that are there."),
     Metric("segmill_workers_starting", "gauge", "Workers that are starting."),
     Metric("segmill_queue_depth", "gauge", "Shards handed out and not back yet."),
-    Metric("segmill_last_shard_timestamp_seconds", "gauge", "When the last shard came back."),
+    Metric(
+        "segmill_last_shard_timestamp_seconds",
+        "gauge",
+        "When the last shard came back, or work began.",
+    ),
 )
 
 
@@ -84,3 +93,66 @@ class RunMetrics:
             if value <= 0:
                 return
         self._meters[name](value, self._tags | tags)
+
+
+class MetricsFile:
+    """The metrics of a run as a text file, as the node exporter of Prometheus collects them.
+
+    Called with the run's report; the file is replaced as a whole, every few seconds at most, and
+    once all inputs are done or failed.
+    """
+
+    def __init__(self, path: str, verb: str) -> None:
+        self._path, self._verb = path, verb
+        self._values: dict[str, dict[str, float]] = {metric.name: {} for metric in METRICS}
+        self._metrics: RunMetrics | None = None
+        self._written: float | None = None
+
+    def __call__(self, report: RunReport) -> None:
+        """Take over the report.
+
+        Raises:
+            OSError: the first time, the file cannot be written. Later that ends no run.
+        """
+        self._metrics = self._metrics or RunMetrics(self._meter, self._verb, report.run)
+        self._metrics(report)
+        now, ended = time.monotonic(), report.done + report.failed >= report.todo
+        if self._written is None:
+            self._write()
+        elif ended or now - self._written >= _FILE_SECONDS:
+            try:
+                self._write()
+            except OSError as error:
+                LOG.warning("%s: the metrics cannot be written: %s", self._path, error)
+        else:
+            return
+        self._written = now
+
+    def _write(self) -> None:
+        part = f"{self._path}.{os.getpid()}.part"
+        with open(part, "w", encoding="utf-8") as file:
+            file.write(self.text())
+        os.replace(part, self._path)
+
+    def _meter(self, metric: Metric) -> Meter:
+        held = self._values[metric.name]
+
+        def meter(value: float, tags: Mapping[str, str]) -> None:
+            key = ",".join(f'{name}="{_escaped(tags[name])}"' for name in sorted(tags))
+            held[key] = value + (held.get(key, 0.0) if metric.kind == "counter" else 0.0)
+
+        return meter
+
+    def text(self) -> str:
+        """Return the metrics in Prometheus' text format, version 0.0.4."""
+        lines = []
+        for metric in METRICS:
+            name = metric.name + ("_total" if metric.kind == "counter" else "")
+            lines += [f"# HELP {name} {metric.says}", f"# TYPE {name} {metric.kind}"]
+            held = self._values[metric.name].items()
+            lines += [f"{name}{{{key}}} {value!r}" for key, value in sorted(held)]
+        return "\n".join(lines) + "\n"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -91,7 +91,10 @@ def test_a_line_says_the_count_the_pace_and_what_a_run_knows():
     state.listing(5000, 4000)
     assert state.line("label", 50.0) == "label: 5,000 listed, 4,000 to do"
     report = RunReport("r")
-    report.begin(4000, Crew(alive=0, starting=3))
+    report.begin(4000, Crew())
+    state.watch(report, 90.0)
+    assert state.line("label", 90.0) == "label: 0 of 4,000 (0.0%), no workers yet"
+    report.crew.starting = 3
     state.watch(report, 100.0)
     assert state.line("label", 100.0) == "label: 0 of 4,000 (0.0%), 0 workers (3 starting)"
 
@@ -100,7 +103,7 @@ def test_a_line_says_the_count_the_pace_and_what_a_run_knows():
     report.seconds["forward"], report._past = 24.0, 30.0
     state.watch(report, 110.0)
     assert state.line("label", 110.0) == (
-        "label: 400 of 4,000 (10.0%), 40.0 images/s now, 40.0 on average, 1 min 30 s left, "
+        "label: 400 of 4,000 (10.0%), 20.0 images/s now, 20.0 on average, 3 min 0 s left, "
         "4 failed, device busy 80%, 3 workers"
     )
 

@@ -9,7 +9,7 @@ from pipeline.run import Shelved
 from pipeline.runner import Crew, LocalRunner, Resources
 from pipeline.runs import report as module
 from pipeline.runs.failures import Failure
-from pipeline.runs.metrics import METRICS, RunMetrics
+from pipeline.runs.metrics import METRICS, MetricsFile, RunMetrics
 from pipeline.runs.report import BESIDE, RunReport, Shift
 from pipeline.store import Store
 from tests.pipeline.run_jobs import NAMES, run_job
@@ -184,6 +184,63 @@ def test_ray_takes_every_metric(ray_session):
         metrics = RunMetrics(RayRunner().meter, "label", run)
         metrics(report)
         assert len(metrics._meters) == len(METRICS)
+
+
+def test_a_metrics_file_is_what_prometheus_reads(tmp_path, monkeypatch):
+    """The judge is Prometheus' own client library."""
+    parser = pytest.importorskip("prometheus_client.parser")
+    clock, path = Clock(monkeypatch), tmp_path / "segmill.prom"
+    report, evil = RunReport("r"), 'a "b" \\ c\nd'
+    report.begin(30, Crew(alive=2))
+    write = MetricsFile(str(path), "label")
+    for n in range(1, 4):
+        clock.now += 11
+        report.book(Shelved((), 9, (failure(evil),), (), {"forward": 8.0}, 400, "a"))
+        write(report)
+        families = {f.name: f for f in parser.text_string_to_metric_families(path.read_text())}
+        (images,) = families["segmill_images"].samples
+        assert (images.value, images.labels) == (9 * n, {"run": "r", "verb": "label"})
+        (failures,) = families["segmill_failures"].samples
+        assert (failures.value, failures.labels["error"]) == (n, evil)
+    assert families["segmill_todo"].samples[0].value == 0
+    assert {f"{m.name}:{m.kind}" for m in METRICS} == {
+        f"{f.name}:{f.type}" for f in families.values()
+    }
+    assert [p.name for p in tmp_path.iterdir()] == ["segmill.prom"]
+
+
+def test_a_metrics_file_is_not_written_for_every_shard(tmp_path, monkeypatch):
+    clock, path = Clock(monkeypatch), tmp_path / "segmill.prom"
+    report = RunReport("r")
+    report.begin(100, Crew(alive=1))
+    write, seen = MetricsFile(str(path), "label"), set()
+    for _ in range(99):
+        clock.now += 1
+        report.book(Shelved((), 1, (), (), {}, 1, "a"))
+        write(report)
+        seen.add(path.read_text())
+    assert len(seen) == 10
+    report.book(Shelved((), 1, (), (), {}, 1, "a"))
+    write(report)
+    assert 'segmill_images_total{run="r",verb="label"} 100' in path.read_text(), (
+        "the last one at once"
+    )
+
+
+def test_a_metrics_file_that_fails_later_ends_no_run(tmp_path, caplog):
+    path = tmp_path / "folder" / "segmill.prom"
+    report = RunReport("r")
+    report.begin(1, Crew(alive=1))
+    with pytest.raises(FileNotFoundError):
+        MetricsFile(str(path), "label")(report)
+    path.parent.mkdir()
+    write = MetricsFile(str(path), "label")
+    write(report)
+    path.unlink()
+    path.parent.rmdir()
+    report.book(Shelved((), 1, (), (), {}, 1, "a"))
+    write(report)
+    assert str(path) in caplog.text
 
 
 def test_in_this_process_nothing_collects():
