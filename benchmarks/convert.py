@@ -47,7 +47,10 @@ def write_voc(root: Path, images: int, height: int, width: int) -> None:
     for seed in range(images):
         rgb, labels = scene(seed, height, width)
         ids = lut[labels].astype(np.uint8)
-        _, objects = cv2.connectedComponents((ids > 0).astype(np.uint8))
+        objects = np.zeros((height, width), np.int32)
+        for value in np.unique(ids[ids > 0]):
+            _, found = cv2.connectedComponents((ids == value).astype(np.uint8))
+            objects[found > 0] = found[found > 0] + objects.max()
         name = f"2007_{seed:06d}"
         names.append(name)
         Image.fromarray(rgb).save(home / f"JPEGImages/{name}.jpg", quality=90)
