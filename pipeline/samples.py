@@ -7,8 +7,9 @@ that. `Sample` stays the interface for all who look at one image.
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,9 @@ from pipeline.record import Sample
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from concurrent.futures import Future
 
+T = TypeVar("T")
 _CODED: Final = pa.dictionary(pa.int32(), pa.string())
 SCHEMA: Final = pa.schema(
     [
@@ -86,6 +89,16 @@ def batches_of(samples: Iterable[Sample] | Iterable[pa.RecordBatch]) -> Iterator
     while held := list(islice(feed, rows)):
         yield to_batch(held)
         rows = min(MOST_ROWS // 4, 2 * rows)  # the first few are there before the last is listed
+
+
+def one_ahead(items: Iterable[T]) -> Iterator[T]:
+    """Yield the items in order; a thread makes the next one while this one is worked on."""
+    feed, end = iter(items), object()
+    with ThreadPoolExecutor(1) as thread:
+        coming: Future[Any] = thread.submit(next, feed, end)
+        while (item := coming.result()) is not end:
+            coming = thread.submit(next, feed, end)
+            yield item
 
 
 def cut(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:

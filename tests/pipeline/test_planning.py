@@ -26,7 +26,7 @@ from pipeline.runs.ledger import Ledger, State
 from pipeline.runs.orphans import Orphans
 from pipeline.runs.outlook import foresee, past_rate, trial_rate
 from pipeline.runs.planning import Planner
-from pipeline.samples import SCHEMA, batches_of, cut, of_batch, to_batch
+from pipeline.samples import SCHEMA, batches_of, cut, of_batch, one_ahead, to_batch
 from pipeline.store import Store
 from tests.pipeline.run_jobs import NAMES, run_job
 from tests.samples import SPACE, Labelling, sample
@@ -84,7 +84,7 @@ class TestKeys:
     def test_keys_are_the_same_for_good(self):
         """Golden: other processes, machines and versions reckon with them."""
         assert row_key("photos", "s3://bucket/a.jpg").hex() == "40dc82d83385d954429b91633a04822f"
-        assert int(spread(pa.array(["s3://bucket/a.jpg"]), "part")[0]) == 0xc64909ef1c0756d4
+        assert int(spread(pa.array(["s3://bucket/a.jpg"]), "part")[0]) == 0xC64909EF1C0756D4
 
     def test_nulls_are_empty_texts(self):
         none, empty = pa.array([None, "a"], pa.string()), pa.array(["", "a"])
@@ -179,6 +179,18 @@ class TestSamples:
         assert len(taken) <= 2
         rest = [s for b in batches for s in of_batch(b)]
         assert of_batch(first) + rest == [sample(str(n)) for n in range(300)]
+
+    def test_a_thread_that_works_ahead_keeps_order_and_errors(self):
+        def items():
+            yield from range(5)
+            raise ValueError("broken")
+
+        taken = []
+        with pytest.raises(ValueError, match="broken"):
+            for item in one_ahead(items()):
+                taken.append(item)  # noqa: PERF402 - what came before the error counts
+        assert taken == list(range(5))
+        assert list(one_ahead([])) == []
 
 
 class Kept:
