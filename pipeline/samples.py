@@ -124,4 +124,7 @@ def joined(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
     if len(batches) == 1:
         return batches[0]
     table = pa.Table.from_batches(batches).unify_dictionaries().combine_chunks()
-    return table.to_batches()[0] if table.num_rows else batches[0].slice(0, 0)
+    if not table.num_rows:
+        return batches[0].slice(0, 0)
+    [whole] = table.to_batches()  # several, were their text more than an array holds: 2 GiB
+    return whole
