@@ -7,8 +7,9 @@ that. `Sample` stays the interface for all who look at one image.
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,9 @@ from pipeline.record import Sample
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from concurrent.futures import Future
 
+T = TypeVar("T")
 _CODED: Final = pa.dictionary(pa.int32(), pa.string())
 SCHEMA: Final = pa.schema(
     [
@@ -88,6 +91,16 @@ def batches_of(samples: Iterable[Sample] | Iterable[pa.RecordBatch]) -> Iterator
         rows = min(MOST_ROWS // 4, 2 * rows)  # the first few are there before the last is listed
 
 
+def one_ahead(items: Iterable[T]) -> Iterator[T]:
+    """Yield the items in order; a thread makes the next one while this one is worked on."""
+    feed, end = iter(items), object()
+    with ThreadPoolExecutor(1) as thread:
+        coming: Future[Any] = thread.submit(next, feed, end)
+        while (item := coming.result()) is not end:
+            coming = thread.submit(next, feed, end)
+            yield item
+
+
 def cut(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
     """Yield the same rows in batches of `rows`, the last of what is left."""
     held: list[pa.RecordBatch] = []
@@ -111,4 +124,7 @@ def joined(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
     if len(batches) == 1:
         return batches[0]
     table = pa.Table.from_batches(batches).unify_dictionaries().combine_chunks()
-    return table.to_batches()[0] if table.num_rows else batches[0].slice(0, 0)
+    if not table.num_rows:
+        return batches[0].slice(0, 0)
+    [whole] = table.to_batches()  # several, were their text more than an array holds: 2 GiB
+    return whole

@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.errors import StoreError
 from pipeline.runs.index import Index, KeyPile, joined
 from pipeline.runs.keys import as_bytes, as_numbers, batch_keys, keys_of, row_key, row_keys
-from pipeline.samples import to_batch
+from pipeline.samples import one_ahead, to_batch
 from pipeline.tables.fragment import Fragment, write_fragment
 
 if TYPE_CHECKING:
@@ -74,7 +74,8 @@ class Ledger:
             return
         numbers = {path: n for n, path in enumerate(new, len(self.paths))}
         pile = KeyPile(4)
-        for home, batch in store.scan_fragments(IDENTITY, only=[there[path] for path in new]):
+        batches = store.scan_fragments(IDENTITY, only=[there[path] for path in new])
+        for home, batch in one_ahead(batches):
             keys = keys_of(*batch.columns)
             pile.add(*keys, np.full(batch.num_rows, numbers[home], np.uint64))
         self.paths += new

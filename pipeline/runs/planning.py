@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.runs.index import KeyPile
 from pipeline.runs.keys import as_bytes, batch_keys
 from pipeline.runs.ledger import State
-from pipeline.samples import batches_of, cut, joined
+from pipeline.samples import batches_of, cut, joined, one_ahead
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -66,7 +66,7 @@ class Planner:
     def read(self, listing: Listing, on_listed: Callable[[int, int], None]) -> None:
         """Plan a listing."""
         rows = max(1, _BATCH_ROWS // self._shard_rows) * self._shard_rows
-        for batch in cut(batches_of(listing), rows):
+        for batch in one_ahead(cut(batches_of(listing), rows)):
             self._take(batch)
             on_listed(self.listed, self.todo)
         self._flush()

@@ -26,7 +26,7 @@ from pipeline.runs.ledger import Ledger, State
 from pipeline.runs.orphans import Orphans
 from pipeline.runs.outlook import foresee, past_rate, trial_rate
 from pipeline.runs.planning import Planner
-from pipeline.samples import SCHEMA, batches_of, cut, of_batch, to_batch
+from pipeline.samples import SCHEMA, batches_of, cut, of_batch, one_ahead, to_batch
 from pipeline.store import Store
 from tests.pipeline.run_jobs import NAMES, run_job
 from tests.samples import SPACE, Labelling, sample
@@ -179,6 +179,17 @@ class TestSamples:
         assert len(taken) <= 2
         rest = [s for b in batches for s in of_batch(b)]
         assert of_batch(first) + rest == [sample(str(n)) for n in range(300)]
+
+    def test_a_thread_that_works_ahead_keeps_order_and_errors(self):
+        def items():
+            yield from range(5)
+            raise ValueError("broken")
+
+        feed = one_ahead(items())
+        assert [next(feed) for _ in range(5)] == list(range(5))
+        with pytest.raises(ValueError, match="broken"):
+            next(feed)
+        assert list(one_ahead([])) == []
 
 
 class Kept:
