@@ -89,9 +89,10 @@ class RunMetrics:
     def _tell(self, name: str, value: float, **tags: str) -> None:
         if self._kinds[name] == "counter":
             key = (name, *tags.values())
-            value, self._told[key] = value - self._told.get(key, 0.0), value
-            if value <= 0:
+            before = self._told.get(key, 0.0)
+            if value <= before:  # a worker that is gone lived less long than was thought
                 return
+            value, self._told[key] = value - before, value
         self._meters[name](value, self._tags | tags)
 
 
