@@ -67,7 +67,7 @@ class Program(nn.Module):
         if image.device != self._on:
             self._move(image.device)
         step = self._batch or len(image)
-        found = torch.cat([self._run(part, step) for part in image.split(step)])
+        found = torch.cat([self._run(part, step) for part in torch.split(image, step)])
         out = checked(found, self._path)
         return out.clamp_min(TINY).log() if self._probabilities else out
 

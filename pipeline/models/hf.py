@@ -68,6 +68,8 @@ class Semantic(nn.Module):
 class Queries(nn.Module):
     """A network that predicts queries; the last class of a query is "no object"."""
 
+    task_tokens: Tensor | None
+
     def __init__(self, net: nn.Module, task_tokens: list[int] | None = None) -> None:
         super().__init__()
         self.net = net
@@ -186,7 +188,7 @@ def _pretrained(uri: ModelUri, source: Source, config: Any, *, new_head: bool) -
 def build(architecture: Architecture, classes: int) -> nn.Module:
     """Build a network from its configuration, without weights."""
     options = dict(architecture.options)
-    ours = {key: options.pop(key) for key in _OURS if key in options}
+    ours: dict[str, Any] = {key: options.pop(key) for key in _OURS if key in options}
     config = AutoConfig.for_model(options.pop("model_type"), **options, num_labels=classes)
     return _wrap(config, _class(config)(config).float(), ours)  # some of it may be float64
 

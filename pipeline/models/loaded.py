@@ -109,9 +109,6 @@ class Architecture:
         return cls(str(values["kind"]), str(values["name"]), dict(values.get("options", {})))
 
 
-Task = Literal["semantic", "instance", "panoptic"]
-
-
 @dataclass(frozen=True, slots=True)
 class Objects:
     """What is kept of what a model finds: objects of at least `score`, the `most` best of them.

@@ -43,6 +43,8 @@ class Boxes(nn.Module):
     `labels` has, for each of the network's labels, the channel of its class, -1 for none.
     """
 
+    labels: Tensor
+
     def __init__(self, net: Any, labels: Sequence[int]) -> None:
         super().__init__()
         self.net = net

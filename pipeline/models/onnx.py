@@ -7,6 +7,7 @@ the precision it was exported in, whatever --precision says.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pipeline.label_space import LabelSpace
     from pipeline.models.uri import ModelUri
 
+LOG = logging.getLogger("segmill")
 _PARTS: Final = (".data", "_data")
 """How exporters call the file that holds a large model's weights."""
 _TYPES: Final = {
@@ -129,10 +131,16 @@ def _session(path: str, where: str) -> Any:
     if where != "cpu" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": int(where.partition(":")[2])}))
     try:
-        return onnxruntime.InferenceSession(path, options, providers=providers)
+        session = onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as error:  # onnxruntime's own classes; none is public
         cause = str(error).strip().splitlines()[0]
         raise ModelError(f"{path}: onnxruntime cannot open it: {cause}") from None
+    if where != "cpu" and "CUDAExecutionProvider" not in session.get_providers():
+        LOG.warning(
+            "%s: runs on the CPU, as this onnxruntime has no CUDA: pip install 'segmill[onnx-gpu]'",
+            path,
+        )
+    return session
 
 
 def _taken(session: Any, what: str) -> Any:

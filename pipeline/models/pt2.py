@@ -105,7 +105,7 @@ def _is_plain(text: str) -> bool:
         tree = ast.parse(text, mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
-    names = set()
+    names: set[int] = set()
     for node in ast.walk(tree):
         if not isinstance(node, _PLAIN):
             return False
@@ -115,7 +115,7 @@ def _is_plain(text: str) -> bool:
             if node.func.id == "Symbol":
                 names.update(id(arg) for arg in node.args)
     return all(
-        id(node) in names and node.value.isidentifier()
+        id(node) in names and str(node.value).isidentifier()
         for node in ast.walk(tree)
         if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes)
     )

@@ -39,7 +39,9 @@ def load(uri: ModelUri, space: LabelSpace | None, *, pretrained: bool) -> Loaded
     path = program_file(uri, pretrained=pretrained, options=("output",))
     metadata: dict[str, Any] = dict.fromkeys(("segmill", *KEYS), "")
     try:
-        program = torch.jit.load(path, map_location="cpu", _extra_files=metadata)
+        program: Any = torch.jit.load(  # type: ignore[no-untyped-call]
+            path, map_location="cpu", _extra_files=metadata
+        )
     except (RuntimeError, ValueError) as error:
         cause = str(error).strip().splitlines()[0]
         raise ModelError(f"{path}: torch.jit cannot load it ({cause})") from None

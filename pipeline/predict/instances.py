@@ -8,7 +8,7 @@ boxes and areas are those of the mask's pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -217,7 +217,7 @@ def _panoptic(raw: QueryMasks, objects: Objects, space: LabelSpace, canvas: Canv
                 drawn.append(_Drawn(channel, float(scores[query]), crop, corner))
     p = torch.where(segment, best, 0.0)
     confidence = (p * 255).round().to(torch.uint8).cpu().numpy()
-    labels = ids.cpu().numpy().astype(space.dtype)
+    labels: NDArray[Any] = ids.cpu().numpy().astype(space.dtype)
     return Found(_numbered(drawn, space, canvas.size), labels, confidence)
 
 

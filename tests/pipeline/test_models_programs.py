@@ -51,6 +51,11 @@ def close(model, net, x):
         return torch.allclose(model.module(x), net(x), atol=1e-5)
 
 
+def as_segmenters_do(model):
+    model.module.requires_grad_(False).eval()
+    model.module.to(torch.device("cpu")).to(memory_format=torch.channels_last)
+
+
 def dims():
     sides = [torch.export.Dim(name, min=8, max=4096) for name in ("h", "w")]
     return ({0: torch.export.Dim("n"), 2: sides[0], 3: sides[1]},)
@@ -76,7 +81,8 @@ def test_a_dynamic_program(exported, net):
     assert model.preprocessing.size is None
     assert close(model, net, inputs())
     assert close(model, net, inputs(1, (32, 128)))
-    model.module.requires_grad_(False).eval().to(torch.device("cpu"))
+    as_segmenters_do(model)
+    assert close(model, net, inputs())
 
 
 def test_a_program_of_one_size_takes_images_in_turns(exported, net):
@@ -287,6 +293,8 @@ def test_torchscript(net, tmp_path):
     model = load_model(f"script:{tmp_path}/m.pt")
     assert model.label_space == label_space("camvid-11")
     assert model.preprocessing.multiple == 8
+    assert close(model, wide, inputs())
+    as_segmenters_do(model)
     assert close(model, wide, inputs())
     (tmp_path / "b").mkdir()
     shutil.copy(tmp_path / "m.pt", tmp_path / "b/m.pt")
