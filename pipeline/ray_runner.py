@@ -94,7 +94,7 @@ def start_ray(address: str | None = None) -> bool:
     # A session of our own listens on the loopback only. Left alone, Ray 2.60 turns token
     # authentication on and leaves a token file that later sessions then require.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    ray.init(num_cpus=cores(), include_dashboard=False, **options)
+    ray.init("local", num_cpus=cores(), include_dashboard=False, **options)
     return True
 
 
