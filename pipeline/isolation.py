@@ -104,7 +104,9 @@ class Child(Generic[C, R]):
             failed: BaseException | None = link.recv()
         except (EOFError, ConnectionError):
             self.close()
-            raise WorkerDied("a worker process died while it started") from None
+            raise WorkerDied(
+                "a worker process died while it started, before it had any input"
+            ) from None
         if failed is not None:
             raise failed
         return link

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
+import tempfile
 from typing import TYPE_CHECKING
 
 import cv2
@@ -21,12 +23,15 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """Give a bucket of images, one of them magenta; nothing that ran on it is left afterwards."""
-    made = Stage(tmp_path_factory.mktemp("stage"))
+    # Short, as sockets lie there; its own, as Ray leaves word of a cluster for the next session.
+    ray_files = tempfile.mkdtemp(prefix="ray-")
+    made = Stage(tmp_path_factory.mktemp("stage"), {"RAY_TMPDIR": ray_files})
     write_scenes(made.images, IMAGES, height=48, width=80)
     magenta = np.full((48, 80, 3), (255, 0, 255), np.uint8)
     cv2.imwrite(str(made.images / f"{POISON}.jpg"), magenta)
     yield made
     made.sweep()
+    shutil.rmtree(ray_files, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

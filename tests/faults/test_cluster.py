@@ -77,7 +77,7 @@ def test_a_full_object_store_does_not_stop_the_job(stage, nodes, way, store, und
 
 def test_an_image_that_kills_its_process_stands_alone(stage, way, store, undisturbed):
     stage.steer(poison="")
-    report = stage.label(store, *way, "--max-errors", "1", "--shard-images", "2").sum()
+    report = stage.label(store, *way, "--max-errors", "1", "--shard-images", "1").sum()
     assert (report["inputs"], report["done"], report["failed"]) == (IMAGES, IMAGES - 1, 1)
     assert rows(store) == [r for r in undisturbed if r.image_id != POISON]
     (failure,) = failures(store)

@@ -45,7 +45,7 @@ def far(stage, monkeypatch):
         client.create_bucket(Bucket="night")
         for image in stage.images.glob("*.jpg"):
             client.put_object(Bucket="night", Key=f"images/{image.name}", Body=image.read_bytes())
-        yield replace(stage, env=env, before=QUICK.strip()), server
+        yield replace(stage, env=stage.env | env, before=QUICK.strip()), server
     import s3fs
 
     s3fs.S3FileSystem.clear_instance_cache()

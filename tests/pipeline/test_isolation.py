@@ -105,11 +105,12 @@ def test_on_ray_what_a_dead_actor_had_answered_counts(ray_session, tmp_path, mon
     log = tmp_path / "log"
     wait = ray_session.wait
 
-    def death_first(refs, **options):
-        time.sleep(0.5)
-        return wait(refs[::-1], **options)
+    def last_first(refs, **_):
+        ended, _ = wait(refs, num_returns=len(refs), timeout=30)
+        last = max(ended, key=refs.index)
+        return [last], [ref for ref in refs if ref != last]
 
-    monkeypatch.setattr(ray_session, "wait", death_first)
+    monkeypatch.setattr(ray_session, "wait", last_first)
     chunks = [[n] for n in (0, 2, 3, 4)]
     outcomes = list(RayRunner(Resources(1, 1, cpus=0.5)).map(Work(log), iter(chunks), halves))
     assert sorted(o.chunk for o in outcomes) == chunks
