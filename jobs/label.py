@@ -51,7 +51,9 @@ def label(
     gpus_per_actor: Annotated[
         float | None, typer.Option(min=0, help="Share of a GPU; default: 1 where there are GPUs.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in a forward pass.")] = 8,
+    batch_size: Annotated[
+        str, typer.Option(metavar="N|auto", help="Images in a forward pass; auto: what fits.")
+    ] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
     input_size: Annotated[
         str | None, typer.Option(metavar="HxW", help="Resize images for the model.")
@@ -80,7 +82,7 @@ def label(
         from pipeline.store import Store
 
         options = LabelOptions(
-            batch_size=batch_size,
+            batch_size=_batch(batch_size),
             precision=cast("Any", precision),
             confidence=confidence,
             input_size=_size(input_size),
@@ -155,6 +157,15 @@ def _absolute(uri: str) -> str:
 
     kind, colon, path = uri.rpartition(":") if uri.startswith(("run:", "hf:")) else ("", "", uri)
     return f"{kind}{colon}{os.path.abspath(path)}" if os.path.exists(path) else uri
+
+
+def _batch(text: str) -> int | None:
+    """Read a batch size; None is auto."""
+    if text == "auto":
+        return None
+    if not text.isdigit():
+        raise UsageError(f"--batch-size is a number, or auto, not {text!r}")
+    return int(text)
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

@@ -23,7 +23,7 @@ from pipeline.files import read_url
 from pipeline.images import decode, header
 from pipeline.models import load_model
 from pipeline.predict.options import LabelOptions
-from pipeline.predict.predictor import Predicted, Predictor
+from pipeline.predict.predictor import Picture, Predicted, Predictor
 from pipeline.record import File, Provenance, Record
 
 if TYPE_CHECKING:
@@ -111,9 +111,9 @@ class Segmenter:
                 shape = self._predictor.input_shape(*decoded.pixels.shape[:2])
                 batch = batches.setdefault(shape, [])
                 batch.append(decoded)
-                if len(batch) == self._options.batch_size:
+                if len(batch) >= self._predictor.batch_size(shape):
                     self._label(pool, batches.pop(shape), encoding)
-                while len(encoding) > 4 * self._options.batch_size:
+                while len(encoding) > 32:
                     yield encoding.popleft().result()
             for batch in batches.values():
                 self._label(pool, batch, encoding)
@@ -128,7 +128,7 @@ class Segmenter:
         embedded = _embedded_bytes(samples)
         for sample in samples:
             ahead.append((sample, pool.submit(_decode, sample, embedded.get(sample.path))))
-            if len(ahead) > 2 * self._options.batch_size:
+            if len(ahead) > 16:
                 first, future = ahead.popleft()
                 yield first, future.result()
         for first, future in ahead:
@@ -141,8 +141,8 @@ class Segmenter:
         encoding: deque[Future[tuple[Sample, Record | InputError]]],
     ) -> None:
         """Run one batch through the model and hand the results to the encoders."""
-        paths = [d.sample.path for d in batch]
-        predicted = self._predictor.predict([d.pixels for d in batch], paths)
+        images = [Picture(d.pixels, d.pixels.shape[:2], d.sample.path) for d in batch]
+        predicted = self._predictor.predict(images)
         for decoded, one in zip(batch, predicted, strict=True):
             encoding.append(pool.submit(self._encode, decoded, one))
 
