@@ -76,7 +76,6 @@ def label(
     with command("label", as_json=as_json, debug=debug, max_errors=max_errors) as summary:
         from pipeline.labelling import label as label_images
         from pipeline.labelling import label_digest
-        from pipeline.models import load_model
         from pipeline.predict.options import LabelOptions
         from pipeline.segmenter import SegmenterFactory
         from pipeline.store import Store
@@ -88,9 +87,9 @@ def label(
             input_size=_size(input_size),
         )
         model, weights = _absolute(model), _absolute(weights) if weights else None
-        loaded = load_model(model, weights=weights, label_space=label_space)
+        factory = SegmenterFactory(model, weights, label_space, options)
+        loaded = factory.load()  # workers in this process use it too; those of Ray load their own
         digest, space = label_digest(loaded.digest, options), loaded.label_space
-        del loaded  # the workers load their own
         target = Store.create(store, [space])
         resources = _resources(actors, gpus_per_actor, address)
 
@@ -105,7 +104,7 @@ def label(
             report = label_images(
                 images,
                 target,
-                SegmenterFactory(model, weights, label_space, options),
+                factory,
                 digest,
                 choose_runner=pick,
                 dataset=dataset,

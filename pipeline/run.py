@@ -19,12 +19,13 @@ import os
 import time
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 from pipeline.errors import InputError, SegmillError, SumMismatch
 from pipeline.record import Record, Sample, to_table
 from pipeline.runs.failures import Failure
 from pipeline.runs.ledger import done_key, row_key
+from pipeline.spent import OWN, Spent
 from pipeline.tables.fragment import Fragment, write_fragment
 
 if TYPE_CHECKING:
@@ -45,6 +46,13 @@ class Labeller(Protocol):
 
     def __call__(self, samples: Sequence[Sample]) -> Iterable[tuple[Sample, Record | InputError]]:
         """Yield each sample once, in any order, with its record or its error."""
+
+
+@runtime_checkable
+class Timed(Protocol):
+    """A labeller that says where its time went; what it doesn't name is booked as `label`."""
+
+    spent: Spent
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +174,9 @@ class _ShardWorker:
                 f"and {len(failed)} failures"
             )
         written += pile.write()
-        spent = {"label": time.perf_counter() - start - written, "write": written}
+        stages = self.labeller.spent.take() if isinstance(self.labeller, Timed) else {}
+        rest = time.perf_counter() - start - written - sum(stages.get(s, 0.0) for s in OWN)
+        spent = {"label": rest, "write": written, **stages}
         return Shelved(
             tuple(pile.fragments), len(pile.keys), tuple(failed), tuple(pile.keys), spent
         )

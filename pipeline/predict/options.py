@@ -33,7 +33,8 @@ class LabelOptions:
     compile: bool = False
     kind: Literal["model", "pseudo"] = "model"
     device: str = "auto"
-    threads: int = 2
+    threads: int | None = None
+    """Threads that read, decode and encode beside the device; None: by the cores and devices."""
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
