@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 _COMMIT_FRAGMENTS: Final = 64
 _COMMIT_SECONDS: Final = 20.0
+_FIRST_COMMIT_SECONDS: Final = 5.0
+"""Rows that are there early show that all of it works."""
+_FIRST_SHARD_ROWS: Final = 8
 
 
 def execute(
@@ -41,6 +44,7 @@ def execute(
     run: Run,
     choose_runner: Callable[[int], Runner],
     shard_rows: int = 256,
+    ramp: bool = False,
     publish: str = "as they come",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     on_listed: Callable[[int, int], None] = lambda listed, todo: None,
@@ -48,13 +52,14 @@ def execute(
     """Label the samples that the store does not hold, and commit the rows.
 
     `choose_runner` gets the number of samples left to do. With `publish="at the end"` nothing is
-    visible to readers before one commit at the end.
+    visible to readers before one commit at the end. With `ramp` the first shards are small: where
+    a full one takes minutes, something is done in seconds.
 
     Raises:
         SumMismatch: an input was lost or doubled; a bug of ours.
     """
     drive = _Drive(store, run, publish)
-    total = drive.plan(samples, shard_rows, on_listed)
+    total = drive.plan(samples, shard_rows, on_listed, ramp=ramp)
     if total:
         writer = ShardWriter(make_labeller, drive.store.sink(), run)
         runner = choose_runner(total)
@@ -87,7 +92,7 @@ class _Drive:
         self._twice: dict[bytes, bool] = {}  # rows that the listing names again -> one was taken
         self._taken: set[bytes] = set()  # rows of adopted orphans
         self._plan = Plan(store, run)
-        self._last_commit = time.monotonic()
+        self._last_commit, self._patience = time.monotonic(), _FIRST_COMMIT_SECONDS
 
     def _find_orphans(self) -> list[_Orphan]:
         """Read what this run wrote and did not commit."""
@@ -119,6 +124,8 @@ class _Drive:
         samples: Iterable[Sample],
         shard_rows: int,
         on_listed: Callable[[int, int], None] = lambda listed, todo: None,
+        *,
+        ramp: bool = False,
     ) -> int:
         """Write the plan: the listing in shards by position, less what the store holds.
 
@@ -128,7 +135,8 @@ class _Drive:
         keys: list[NDArray[np.bytes_]] = []
         open_: list[NDArray[np.bool_]] = []
         feed, seen, todo = iter(samples), 0, 0
-        while listed := list(islice(feed, shard_rows)):
+        sizes = _sizes(shard_rows, ramp=ramp)
+        while listed := list(islice(feed, next(sizes))):
             missing = self._ledger.missing(listed)
             keys.append(np.array([row_key(s.dataset, s.path) for s in listed], "S16"))
             open_.append(np.array(missing, bool))
@@ -196,7 +204,7 @@ class _Drive:
             self._report.seconds[stage] = self._report.seconds.get(stage, 0.0) + spent
         self._staged.append(shelved)
         waited = time.monotonic() - self._last_commit
-        due = len(self._staged) >= _COMMIT_FRAGMENTS or waited > _COMMIT_SECONDS
+        due = len(self._staged) >= _COMMIT_FRAGMENTS or waited > self._patience
         if due and self._publish == "as they come":
             self._commit()
         return self._report.done + self._report.failed
@@ -214,6 +222,7 @@ class _Drive:
     def _commit(self) -> None:
         """Commit what is staged: failures first, so that none is lost between the two."""
         staged, self._staged, self._last_commit = self._staged, [], time.monotonic()
+        self._patience = _COMMIT_SECONDS
         start = time.perf_counter()
         self._tell({_mark(f.dataset, f.path, f.message): f for s in staged for f in s.failures})
         fragments = [f for s in staged for f in s.fragments]
@@ -266,6 +275,20 @@ class _Drive:
         self.store.sink().write(f"{RUNS}/{self._run.name}/finished.json", text.encode())
         self._plan.remove()
         return report
+
+
+def _sizes(rows: int, *, ramp: bool) -> Iterator[int]:
+    """Yield the rows of each shard, by position.
+
+    >>> list(islice(_sizes(128, ramp=True), 8)), next(_sizes(128, ramp=False))
+    ([8, 8, 16, 16, 32, 32, 64, 64], 128)
+    """
+    size = _FIRST_SHARD_ROWS if ramp else rows
+    while size < rows:
+        yield from (size, size)
+        size *= 2
+    while True:
+        yield rows
 
 
 def _mark(dataset: str, path: str, message: str, **_: object) -> str:
