@@ -58,6 +58,16 @@ def label(
     input_size: Annotated[
         str | None, typer.Option(metavar="HxW", help="Resize images for the model.")
     ] = None,
+    decode: Annotated[
+        str,
+        typer.Option(help="full; or reduced: large JPEGs at 1/2 to 1/8 where the input is small."),
+    ] = "full",
+    pad_limit: Annotated[
+        float, typer.Option(help="Share of pixels that padding may add, to batch images alike.")
+    ] = 0.0,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the network: pays from thousands of images.")
+    ] = False,
     confidence: Annotated[
         bool, typer.Option("--confidence", help="Keep each pixel's confidence as well.")
     ] = False,
@@ -84,6 +94,9 @@ def label(
             batch_size=_batch(batch_size),
             precision=cast("Any", precision),
             confidence=confidence,
+            decode=cast("Any", decode),
+            pad_limit=pad_limit,
+            compile=compiled,
             input_size=_size(input_size),
         )
         model, weights = _absolute(model), _absolute(weights) if weights else None

@@ -21,12 +21,13 @@ import torch
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from pipeline.errors import ImageTooLarge, InputError, ModelError
+from pipeline.predict.compiled import Compiled
 from pipeline.predict.decide import Frame, decide
 from pipeline.predict.lanes import Arriving, Lanes, seconds_between
 from pipeline.predict.shapes import CPU_BATCH, BatchSizes, Shape, padded_length
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -104,8 +105,12 @@ class Predictor:
         self.size = options.input_size or prep.size
         """Height and width that every image is resized to; None: each keeps its own."""
         self._multiple = prep.multiple
+        self._network: Callable[[Tensor], Tensor] = (
+            Compiled(model.module) if options.compile else model.module
+        )
         on_cpu = CPU_BATCH if device.type == "cpu" else None
-        self._batches = BatchSizes(options.batch_size or on_cpu)
+        self.batches = BatchSizes(options.batch_size or on_cpu)
+        """How many images to label at once, by the shape of their input."""
         self._lanes = Lanes(device)
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(prep.mean, device=device).view(shape) * 255
@@ -126,10 +131,6 @@ class Predictor:
             padded_length(columns, self._multiple, limit),
         )
 
-    def batch_size(self, shape: Shape) -> int:
-        """Return how many images of that input shape to label at once."""
-        return self._batches.of(shape)
-
     def predict(self, images: Sequence[Picture]) -> list[Predicted | InputError]:
         """Label images of one input shape and wait for the answers; see `start`."""
         return self.start(images).result()
@@ -149,12 +150,12 @@ class Predictor:
             places = left.pop()
             begun = self._tried([images[p] for p in places], places)
             if begun is None:
-                self._batches.too_many(shape, len(places))
+                self.batches.too_many(shape, len(places))
                 middle = len(places) // 2
                 left += [places[middle:], places[:middle]]
             else:
                 done.append(begun)
-                self._batches.went_well(shape, len(places))
+                self.batches.went_well(shape, len(places))
         return _joined(done)
 
     def _tried(self, images: Sequence[Picture], places: Sequence[int]) -> Pending | None:
@@ -211,8 +212,7 @@ class Predictor:
 
     def _forward(self, inputs: Tensor) -> Tensor:
         """Return the logits [N, C, h, w] of inputs [N, 3, H, W]."""
-        logits: Tensor = self._model.module(inputs)
-        return logits
+        return self._network(inputs)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = _DTYPES[self._options.precision]

@@ -12,7 +12,8 @@ from typing import Final
 
 Shape = tuple[int, int]
 
-CPU_BATCH: Final = 8
+CPU_BATCH: Final = 4
+"""On a CPU the batch size changes the speed by less than a tenth, and the memory in proportion."""
 _FIRST: Final = 8
 _MOST: Final = 64
 _MOST_PIXELS: Final = 1 << 25

@@ -89,7 +89,7 @@ class Stream:
             if not isinstance(decoded, InputError):
                 self._largest = max(self._largest, decoded.picture.pixels.nbytes)
                 shape = self.predictor.input_shape(*decoded.picture.pixels.shape[:2])
-                batch = self.predictor.batch_size(shape)
+                batch = self.predictor.batches.of(shape)
             yield first, decoded
 
     def _filled(self, decoded: Decoded) -> Iterator[list[Decoded]]:
@@ -99,7 +99,7 @@ class Stream:
         batch = self._waiting.setdefault(shape, [])
         batch.append(decoded)
         self._held += pixels.nbytes
-        if len(batch) < self.predictor.batch_size(shape):
+        if len(batch) < self.predictor.batches.of(shape):
             if self._held < _HELD_BYTES:
                 return
             shape = max(self._waiting, key=lambda s: len(self._waiting[s]) * s[0] * s[1])
