@@ -55,11 +55,23 @@ def label(
     gpus_per_actor: Annotated[
         float | None, typer.Option(min=0, help="Share of a GPU; default: 1 where there are GPUs.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in a forward pass.")] = 8,
+    batch_size: Annotated[
+        str, typer.Option(metavar="N|auto", help="Images in a forward pass; auto: what fits.")
+    ] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
     input_size: Annotated[
         str | None, typer.Option(metavar="HxW", help="Resize images for the model.")
     ] = None,
+    decode: Annotated[
+        str,
+        typer.Option(help="full; or reduced: large JPEGs at 1/2 to 1/8 where the input is small."),
+    ] = "full",
+    pad_limit: Annotated[
+        float, typer.Option(help="Share of pixels that padding may add, to batch images alike.")
+    ] = 0.0,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the network: pays from thousands of images.")
+    ] = False,
     confidence: Annotated[
         bool, typer.Option("--confidence", help="Keep each pixel's confidence as well.")
     ] = False,
@@ -105,7 +117,6 @@ def label(
     with command("label", as_json=as_json, debug=debug, max_errors=max_errors) as summary:
         from pipeline.labelling import LabelJob, label_digest
         from pipeline.labelling import label as label_images
-        from pipeline.models import load_model
         from pipeline.models.uri import absolute
         from pipeline.predict.options import LabelOptions
         from pipeline.runs.choice import Choice
@@ -114,17 +125,19 @@ def label(
 
         choice = Choice.parse(limit, shard, sample)
         options = LabelOptions(
-            batch_size=batch_size,
+            batch_size=_batch(batch_size),
             precision=cast("Any", precision),
             confidence=confidence,
+            decode=cast("Any", decode),
+            pad_limit=pad_limit,
+            compile=compiled,
             input_size=_size(input_size),
         )
         model, weights = absolute(model), absolute(weights) if weights else None
-        loaded = load_model(model, weights=weights, label_space=label_space)
-        digest, space = label_digest(loaded.digest, options), loaded.label_space
-        del loaded  # the workers load their own
-        resources = _resources(actors, gpus_per_actor, address)
         factory = SegmenterFactory(model, weights, label_space, options)
+        loaded = factory.load()  # workers in this process use it too; those of Ray load their own
+        digest, space = label_digest(loaded.digest, options), loaded.label_space
+        resources = _resources(actors, gpus_per_actor, address)
         if dry_run:
             from jobs.label_outlook import tell_outlook
 
@@ -191,6 +204,15 @@ def _has_gpus(address: str | None) -> bool:
     import torch
 
     return bool(torch.cuda.is_available())
+
+
+def _batch(text: str) -> int | None:
+    """Read a batch size; None is auto."""
+    if text == "auto":
+        return None
+    if not text.isdigit():
+        raise UsageError(f"--batch-size is a number, or auto, not {text!r}")
+    return int(text)
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

@@ -71,9 +71,17 @@ def _check_size(head: Header, path: str, pixel_limit: int) -> None:
 
 
 def decode(
-    data: bytes, path: str, *, orient: bool = True, pixel_limit: int = PIXEL_LIMIT
+    data: bytes,
+    path: str,
+    *,
+    orient: bool = True,
+    pixel_limit: int = PIXEL_LIMIT,
+    at_least: tuple[int, int] | None = None,
 ) -> NDArray[np.uint8]:
     """Return an image file's pixels, uint8 [H, W, 3] RGB, upright unless `orient` is off.
+
+    With `at_least`, a height and width as returned, a JPEG is decoded at the smallest of 1/8, 1/4,
+    1/2 and 1 of its size, rounded up, that leaves that many pixels on both sides.
 
     Raises:
         CorruptImage: the file is empty, truncated, or no image.
@@ -81,15 +89,17 @@ def decode(
     """
     head = header(data, path)
     _check_size(head, path, pixel_limit)
+    scale = 1
     if head.format == "png":
         pixels = _decode_png(data, path)
     elif head.format == "jpeg" and head.components != 4:
-        pixels = _decode_jpeg(data, path)
+        scale = _scale(head, at_least, turned=orient and head.orientation > 4)
+        pixels = _decode_jpeg(data, path) if scale == 1 else _decode_pillow(data, path, scale)
     else:
         pixels = _decode_pillow(data, path)
         if head.format == "tiff":  # Pillow turns these, and these only, upright itself
             pixels = turn(pixels, _BACK.get(head.orientation, head.orientation))
-    if pixels.shape != (head.height, head.width, 3):
+    if pixels.shape != (-(-head.height // scale), -(-head.width // scale), 3):
         raise CorruptImage(
             path,
             f"{pixels.shape[1]} x {pixels.shape[0]} pixels, "
@@ -97,6 +107,15 @@ def decode(
             _FETCH,
         )
     return turn(pixels, head.orientation) if orient else pixels
+
+
+def _scale(head: Header, at_least: tuple[int, int] | None, *, turned: bool) -> int:
+    """Return by what a JPEG's sides may be divided while it is decoded: 1, 2, 4 or 8."""
+    if at_least is None:
+        return 1
+    height, width = at_least[::-1] if turned else at_least
+    most = min(head.height // height, head.width // width)
+    return next(scale for scale in (8, 4, 2, 1) if most >= scale or scale == 1)
 
 
 def _decode_jpeg(data: bytes, path: str) -> NDArray[np.uint8]:
@@ -128,11 +147,14 @@ def _damaged(path: str, error: Exception) -> CorruptImage:
     return CorruptImage(path, f"the pixel data is damaged ({error})", _FETCH)
 
 
-def _decode_pillow(data: bytes, path: str) -> NDArray[np.uint8]:
+def _decode_pillow(data: bytes, path: str, scale: int = 1) -> NDArray[np.uint8]:
+    """Decode by Pillow; a JPEG at 1/2, 1/4 or 1/8 of its size leaves most of its work undone."""
     from PIL import Image
 
     try:
         with pillow_open(data) as image:
+            if scale > 1:
+                image.draft("RGB", (image.width // scale, image.height // scale))
             if image.mode.startswith("I"):
                 return _high_byte(np.asarray(image), path)
             if image.mode == "F":

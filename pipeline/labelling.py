@@ -184,6 +184,7 @@ def label(
         run=run,
         choose_runner=choose_runner,
         shard_rows=shard_images,
+        ramp=True,
         publish=publish,
         on_progress=on_progress,
         on_listed=on_listed,

@@ -19,7 +19,7 @@ import os
 import time
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 import pyarrow as pa
 
@@ -29,6 +29,7 @@ from pipeline.runs.attempts import new_attempt
 from pipeline.runs.failures import Failure
 from pipeline.runs.keys import row_keys
 from pipeline.runs.report import Shift
+from pipeline.spent import OWN, Spent
 from pipeline.tables.fragment import Fragment, write_fragment
 
 if TYPE_CHECKING:
@@ -49,6 +50,13 @@ class Labeller(Protocol):
 
     def __call__(self, samples: Sequence[Sample]) -> Iterable[tuple[Sample, Record | InputError]]:
         """Yield each sample once, in any order, with its record or its error."""
+
+
+@runtime_checkable
+class Timed(Protocol):
+    """A labeller that says where its time went; what it doesn't name is booked as `label`."""
+
+    spent: Spent
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +198,10 @@ class _ShardWorker:
                 f"and {len(failed)} failures"
             )
         written += pile.write()
+        stages = self.labeller.spent.take() if isinstance(self.labeller, Timed) else {}
+        rest = time.perf_counter() - start - written - sum(stages.get(s, 0.0) for s in OWN)
         doing = "label" if self.run.kind != "truth" else "ingest"
-        spent = {doing: time.perf_counter() - start - written, "write": written}
+        spent = {doing: rest, "write": written, **stages}
         return Shelved(
             tuple(pile.fragments),
             len(pile.rows),

@@ -1,19 +1,21 @@
 """The segmenter: holds one model on one device and turns images into labelled records.
 
-Reading and decoding run in the segmenter's own threads, ahead of the device; the resizing of
-logits, arg-max and confidence run on the device (`pipeline/predict`), so that only bytes leave it;
-cells are encoded in threads again. Batches hold images of one input shape, in the order of the
-listing, so that the same shard gives the same rows whoever labels it.
+Reading, decoding and encoding run in the segmenter's own threads, around the device
+(`pipeline/predict/stream.py`); the resizing of logits, arg-max and confidence run on it
+(`pipeline/predict/predictor.py`), so that only bytes leave it. An image's labels depend on nothing
+but the image: the same shard gives the same rows whoever labels it.
 """
 
 from __future__ import annotations
 
+import os
 import threading
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache, partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
@@ -23,19 +25,23 @@ from pipeline.files import read_url
 from pipeline.images import decode, header
 from pipeline.models import load_model
 from pipeline.predict.options import LabelOptions
-from pipeline.predict.predictor import Predicted, Predictor
+from pipeline.predict.predictor import Picture, Predicted, Predictor
+from pipeline.predict.stream import Stream
 from pipeline.record import File, Provenance, Record
+from pipeline.runner import cores
+from pipeline.spent import Spent
+from pipeline.trees.ahead import is_far, share
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-
-    import numpy as np
-    from numpy.typing import NDArray
+    from concurrent.futures import Future
 
     from pipeline.label_space import LabelSpace
     from pipeline.models.loaded import LoadedModel
     from pipeline.record import Sample
     from pipeline.store import Store
+
+_MOST_THREADS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +56,15 @@ class SegmenterFactory:
     def __call__(self) -> Segmenter:
         """Load the model (once a process) and return a segmenter."""
         device = pick_device(self.options.device)
-        model = _load_once(self.uri, self.weights, self.label_space, str(device))
+        model = self.load()
+        with _LOADING:
+            model.module.to(device)
         return Segmenter(model, device, self.options)
+
+    def load(self) -> LoadedModel:
+        """Return the model, loaded once a process: threads share it, inference changes nothing."""
+        with _LOADING:
+            return _loaded(self.uri, self.weights, self.label_space)
 
 
 def pick_device(name: str) -> torch.device:
@@ -64,26 +77,19 @@ def pick_device(name: str) -> torch.device:
 _LOADING = threading.Lock()
 
 
-def _load_once(uri: str, weights: str | None, space: str | None, device: str) -> LoadedModel:
-    """Load a model onto a device once a process: threads share it, as inference changes nothing."""
-    with _LOADING:
-        return _loaded(uri, weights, space, device)
-
-
 @lru_cache(maxsize=2)
-def _loaded(uri: str, weights: str | None, space: str | None, device: str) -> LoadedModel:
+def _loaded(uri: str, weights: str | None, space: str | None) -> LoadedModel:
     model = load_model(uri, weights=weights, label_space=space)
-    model.module.requires_grad_(False).eval()
-    model.module.to(torch.device(device)).to(memory_format=torch.channels_last)
+    model.module.requires_grad_(False).eval().to(memory_format=torch.channels_last)
     return model
 
 
 @dataclass(slots=True)
 class _Decoded:
-    """An image in memory: RGB uint8 [H, W, 3], and the EXIF orientation that was applied."""
+    """An image in memory, and the EXIF orientation that was applied."""
 
     sample: Sample
-    pixels: NDArray[np.uint8]
+    picture: Picture
     orientation: int
 
 
@@ -93,72 +99,65 @@ class Segmenter:
     def __init__(self, model: LoadedModel, device: torch.device, options: LabelOptions) -> None:
         self._model, self._options = model, options
         self._space: LabelSpace = model.label_space
-        self._predictor = Predictor(model, device, options)
-        self._threads = max(1, options.threads)
+        self._threads = options.threads or _threads(device)
+        self.predictor = Predictor(model, device, options)
+        self._reduced = options.decode == "reduced"
+        self.spent = Spent()
+        """Where the time went; whoever drives the segmenter takes it."""
         if device.type == "cpu":
             # Actors and threads share the cores: threads of theirs would wait for one another.
             torch.set_num_threads(1)
 
     def __call__(self, samples: Sequence[Sample]) -> Iterator[tuple[Sample, Record | InputError]]:
         """Yield each sample with its record or the error that stopped it."""
-        with ThreadPoolExecutor(self._threads) as pool:
-            batches: dict[tuple[int, int], list[_Decoded]] = {}
-            encoding: deque[Future[tuple[Sample, Record | InputError]]] = deque()
-            for sample, decoded in self._decode_ahead(pool, samples):
-                if isinstance(decoded, InputError):
-                    yield sample, decoded
-                    continue
-                shape = self._predictor.input_shape(*decoded.pixels.shape[:2])
-                batch = batches.setdefault(shape, [])
-                batch.append(decoded)
-                if len(batch) == self._options.batch_size:
-                    self._label(pool, batches.pop(shape), encoding)
-                while len(encoding) > 4 * self._options.batch_size:
-                    yield encoding.popleft().result()
-            for batch in batches.values():
-                self._label(pool, batch, encoding)
-            while encoding:
-                yield encoding.popleft().result()
+        pool = ThreadPoolExecutor(self._threads, "segmill-images")
+        with self.spent.on("wait"):
+            read_ahead = _ReadAhead(samples, self.spent)
+        try:
+            decode = partial(self._decode, read=read_ahead)
+            yield from Stream(self.predictor, self.spent, pool, self._encode).run(samples, decode)
+        finally:
+            read_ahead.close()
+            pool.shutdown(cancel_futures=True)
 
-    def _decode_ahead(
-        self, pool: ThreadPoolExecutor, samples: Sequence[Sample]
-    ) -> Iterator[tuple[Sample, _Decoded | InputError]]:
-        """Yield decoded images in order, while the next ones are read and decoded."""
-        ahead: deque[tuple[Sample, Future[_Decoded | InputError]]] = deque()
-        embedded = _embedded_bytes(samples)
-        for sample in samples:
-            ahead.append((sample, pool.submit(_decode, sample, embedded.get(sample.path))))
-            if len(ahead) > 2 * self._options.batch_size:
-                first, future = ahead.popleft()
-                yield first, future.result()
-        for first, future in ahead:
-            yield first, future.result()
-
-    def _label(
-        self,
-        pool: ThreadPoolExecutor,
-        batch: list[_Decoded],
-        encoding: deque[Future[tuple[Sample, Record | InputError]]],
-    ) -> None:
-        """Run one batch through the model and hand the results to the encoders."""
-        paths = [d.sample.path for d in batch]
-        predicted = self._predictor.predict([d.pixels for d in batch], paths)
-        for decoded, one in zip(batch, predicted, strict=True):
-            encoding.append(pool.submit(self._encode, decoded, one))
+    def _decode(self, sample: Sample, read: _ReadAhead) -> _Decoded | InputError:
+        """Read and decode an image; one of a dataset keeps the grid that its labels lie on."""
+        try:
+            data = read(sample)
+            with self.spent.on("decode"):
+                as_seen = not (isinstance(sample.payload, dict) and sample.payload.get("as_stored"))
+                head = header(data, sample.path)
+                orientation = head.orientation if as_seen else 1
+                size = (head.height, head.width)
+                size = size[::-1] if orientation > 4 else size
+                at_least = self.predictor.enough(*size) if self._reduced else None
+                pixels = decode(data, sample.path, orient=as_seen, at_least=at_least)
+                return _Decoded(sample, Picture(pixels, size, sample.path), orientation)
+        except InputError as error:
+            return error
+        except OSError as error:
+            mend = "check that it can be read, then run the same command again"
+            return InputError(sample.path, f"cannot be read ({error.strerror or error})", mend)
+        except MemoryError:
+            return CorruptImage(sample.path, "does not fit into memory", "make it smaller")
 
     def _encode(
         self, decoded: _Decoded, predicted: Predicted | InputError
     ) -> tuple[Sample, Record | InputError]:
         if isinstance(predicted, InputError):
             return decoded.sample, predicted
-        sample, (height, width) = decoded.sample, decoded.pixels.shape[:2]
+        with self.spent.on("encode"):
+            return decoded.sample, self._record(decoded, predicted)
+
+    def _record(self, decoded: _Decoded, predicted: Predicted) -> Record:
+        sample, (height, width) = decoded.sample, decoded.picture.size
         mask = confidence = classes = None
         if predicted.ids is not None:
             mask = File(bytes=masks.encode(predicted.ids, self._space.cell_palette()))
             classes = masks.class_pixels(predicted.ids, self._space, predicted.confidence)
             if self._options.confidence and predicted.confidence is not None:
                 confidence = File(bytes=masks.encode(predicted.confidence))
-        record = Record(
+        return Record(
             image_id=sample.image_id,
             dataset=sample.dataset,
             split=sample.split,
@@ -174,24 +173,56 @@ class Segmenter:
             provenance=Provenance(self._options.kind, self._model.uri, sample.digest),
             extra=f'{{"orientation": {decoded.orientation}}}' if decoded.orientation != 1 else None,
         )
-        return sample, record
 
 
-def _decode(sample: Sample, data: bytes | None) -> _Decoded | InputError:
-    """Read and decode one image; an image of a dataset keeps the grid that its labels lie on."""
-    try:
-        if data is None:
-            data = read_url(sample.path)
-        as_seen = not (isinstance(sample.payload, dict) and sample.payload.get("as_stored"))
-        orientation = header(data, sample.path).orientation if as_seen else 1
-        return _Decoded(sample, decode(data, sample.path, orient=as_seen), orientation)
-    except InputError as error:
-        return error
-    except OSError as error:
-        mend = "check that it can be read, then run the same command again"
-        return InputError(sample.path, f"cannot be read ({error.strerror or error})", mend)
-    except MemoryError:
-        return CorruptImage(sample.path, "does not fit into memory", "make it smaller")
+def _threads(device: torch.device) -> int:
+    """Return how many threads read, decode and encode for one device."""
+    if device.type == "cpu":
+        return 2
+    # Ray shows an actor its own GPU only: the driver's folder has one entry for each of the node.
+    found = Path("/proc/driver/nvidia/gpus")
+    gpus = len(list(found.iterdir())) if found.is_dir() else torch.cuda.device_count()
+    return min(_MOST_THREADS, max(2, cores() // max(1, gpus)))
+
+
+class _ReadAhead:
+    """Gives the bytes of samples; of those that lie far away, many are on their way at once."""
+
+    def __init__(self, samples: Sequence[Sample], spent: Spent) -> None:
+        self._spent, self._embedded = spent, _embedded_bytes(samples)
+        far = [s for s in samples if s.path not in self._embedded and is_far(s.path)]
+        self._coming: dict[str, Future[bytes]] = {}
+        self._left = iter(far)
+        self._lock = threading.Lock()
+        in_flight = share(os.environ, cores())[1]
+        self._pool = ThreadPoolExecutor(in_flight, "segmill-read") if far else None
+        for sample in islice(self._left, in_flight):
+            self._ask(sample.path)
+
+    def __call__(self, sample: Sample) -> bytes:
+        """Return a sample's bytes; ask for one more of those that come later."""
+        data = self._embedded.get(sample.path)
+        if data is not None:
+            return data
+        with self._lock:
+            coming = self._coming.pop(sample.path, None)
+            after = next(self._left, None) if coming is not None else None
+            if after is not None:
+                self._ask(after.path)
+        return self._read(sample.path) if coming is None else coming.result()
+
+    def _ask(self, path: str) -> None:
+        if self._pool is not None:
+            self._coming[path] = self._pool.submit(self._read, path)
+
+    def _read(self, path: str) -> bytes:
+        with self._spent.on("read"):
+            return read_url(path)
+
+    def close(self) -> None:
+        """Let go of what nobody will ask for."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
 
 
 def _embedded_bytes(samples: Sequence[Sample]) -> dict[str, bytes]:

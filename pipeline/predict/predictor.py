@@ -1,5 +1,11 @@
 """From pixels on a device to each pixel's best class and its probability, by one model.
 
+    pending = predictor.start(images)       # images of one `input_shape`; returns at once on CUDA
+    labels = pending.result()               # waits for the device
+
+The parts, each of which options may replace or wrap: pixels go up (`Lanes.up`), become the model's
+input (`_input`), logits (`_forward`), and ids with confidence (`decide`), which come down.
+
 An answer depends on the image alone, never on those beside it in a batch: images are resized or
 padded by their own size, and a batch holds images whose inputs have one shape.
 """
@@ -15,11 +21,14 @@ import torch
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from pipeline.errors import ImageTooLarge, InputError, ModelError
-from pipeline.models.logits import at_size, padded
+from pipeline.predict.compiled import Compiled
+from pipeline.predict.decide import Frame, decide
 from pipeline.predict.instances import Canvas, find
+from pipeline.predict.lanes import Arriving, Lanes, seconds_between
+from pipeline.predict.shapes import CPU_BATCH, BatchSizes, Shape, padded_length
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -31,6 +40,18 @@ if TYPE_CHECKING:
 _DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _LOGITS_BYTES: Final = 256 << 20
 """Most that logits at the images' size take on the device at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An image to label: RGB uint8 [h, w, 3], and the height and width of its label map.
+
+    The two sizes differ where the image was decoded at reduced size.
+    """
+
+    pixels: NDArray[np.uint8]
+    size: tuple[int, int]
+    path: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +67,41 @@ class Predicted:
     instances: tuple[Instance, ...] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Images of one size in a batch: their places in it, and their labels on the way to the host.
+
+    `ids` and `confidence` are [N, H, W]; of uint16 ids the bits lie in int16.
+    """
+
+    places: tuple[int, ...]
+    ids: Arriving
+    confidence: Arriving
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A batch whose labels are on their way; those of `ready` have come, by their places."""
+
+    groups: tuple[_Group, ...]
+    ready: tuple[tuple[int, Predicted | InputError], ...]
+    ids_dtype: type[np.uint8 | np.uint16]
+    marks: tuple[tuple[Any, Any], ...]
+
+    def result(self) -> list[Predicted | InputError]:
+        """Wait for the device; return an answer for each image, in the order of the batch."""
+        found: dict[int, Predicted | InputError] = dict(self.ready)
+        for group in self.groups:
+            ids, confidence = group.ids.array().view(self.ids_dtype), group.confidence.array()
+            pairs = zip(ids, confidence, strict=True)
+            found |= {p: Predicted(*one) for p, one in zip(group.places, pairs, strict=True)}
+        return [found[place] for place in sorted(found)]
+
+    def device_seconds(self) -> float:
+        """Return how long the device computed; to be asked after `result`."""
+        return sum(seconds_between(*pair) for pair in self.marks)
+
+
 class Predictor:
     """One model on one device; turns images of one input shape into label maps."""
 
@@ -56,6 +112,14 @@ class Predictor:
         if options.input_size is not None:
             prep = replace(prep, size=options.input_size)
         self._inside, self._multiple = prep.inside, prep.multiple
+        self._resizes = prep.size is not None or prep.edge is not None
+        self._network: Callable[[Tensor], Tensor] = (
+            Compiled(model.module) if options.compile else model.module
+        )
+        on_cpu = CPU_BATCH if device.type == "cpu" else None
+        self.batches = BatchSizes(options.batch_size or on_cpu)
+        """How many images to label at once, by the shape of their input."""
+        self._lanes = Lanes(device)
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(prep.mean, device=device).view(shape) * 255
         self._scale = 1 / (torch.tensor(prep.std, device=device).view(shape) * 255)
@@ -63,75 +127,119 @@ class Predictor:
         # As int16: CUDA has few operations on uint16. The bits are the same.
         self._ids = torch.from_numpy(lut if lut.itemsize == 1 else lut.view(np.int16)).to(device)
 
-    def input_shape(self, height: int, width: int) -> tuple[int, int]:
+    def input_shape(self, height: int, width: int) -> Shape:
         """Return the height and width of the model's input for an image of that size.
 
         Images with the same input shape may stand in one batch.
         """
+        fixed = self._resizes or self._model.objects is not None
+        limit = 0.0 if fixed else self._options.pad_limit
         rows, columns = self._inside(height, width)
-        return rows + -rows % self._multiple, columns + -columns % self._multiple
+        return (
+            padded_length(rows, self._multiple, limit),
+            padded_length(columns, self._multiple, limit),
+        )
+
+    def enough(self, height: int, width: int) -> Shape | None:
+        """Return the size that an image may be decoded at, as the model sees no more; or None."""
+        return self._inside(height, width) if self._resizes else None
+
+    def predict(self, images: Sequence[Picture]) -> list[Predicted | InputError]:
+        """Label images of one input shape and wait for the answers; see `start`."""
+        return self.start(images).result()
 
     @torch.inference_mode()
-    def predict(
-        self, images: Sequence[NDArray[np.uint8]], paths: Sequence[str]
-    ) -> list[Predicted | InputError]:
-        """Label RGB images uint8 [H, W, 3] of one input shape.
+    def start(self, images: Sequence[Picture]) -> Pending:
+        """Begin to label images of one input shape.
 
         A batch too large for memory is halved; a single image too large comes back as its error.
 
         Raises:
             ModelError: the model's channels are not its label space's classes.
         """
+        shape = self.input_shape(*images[0].size)
+        left, done = [range(len(images))], []
+        while left:
+            places = left.pop()
+            begun = self._tried([images[p] for p in places], places)
+            if begun is None:
+                self.batches.too_many(shape, len(places))
+                middle = len(places) // 2
+                left += [places[middle:], places[:middle]]
+            else:
+                done.append(begun)
+                self.batches.went_well(shape, len(places))
+        return _joined(done)
+
+    def _tried(self, images: Sequence[Picture], places: Sequence[int]) -> Pending | None:
+        """Begin a batch; None when it is too large for memory and can be halved."""
         try:
-            return list(self._predict(images))
+            return self._begin(images, places)
         except RuntimeError as error:
             if not _is_memory(error):
                 raise
         # Out of the handler: while it ran, the traceback kept the failed batch's tensors.
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        if len(images) == 1:
-            height, width = images[0].shape[:2]
-            cause = f"{width} x {height} pixels don't fit the model's memory"
-            return [ImageTooLarge(paths[0], cause, "scale it down, or give --input-size")]
-        middle = len(images) // 2
-        first = self.predict(images[:middle], paths[:middle])
-        return first + self.predict(images[middle:], paths[middle:])
+        if len(images) > 1:
+            return None
+        height, width = images[0].size
+        cause = f"{width} x {height} pixels don't fit the model's memory"
+        too_large = ImageTooLarge(images[0].path, cause, "scale it down, or give --input-size")
+        return Pending((), ((places[0], too_large),), self._space.dtype, ())
 
-    def _predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Predicted]:
-        sizes = [(i.shape[0], i.shape[1]) for i in images]
-        inside = [self._inside(*size) for size in sizes]
-        inputs = torch.cat([self._input(i) for i in images])
+    def _begin(self, images: Sequence[Picture], places: Sequence[int]) -> Pending:
+        alike: dict[tuple[Shape, Shape], list[int]] = {}
+        for n, image in enumerate(images):
+            alike.setdefault((image.pixels.shape[:2], image.size), []).append(n)
+        uploaded = [
+            (self._lanes.up([images[n].pixels for n in some]), size)
+            for (_, size), some in alike.items()
+        ]
+        begin = self._lanes.mark()
+        inputs = torch.cat([self._input(pixels, size) for pixels, size in uploaded])
         with self._autocast():
-            logits = self._model.module(inputs.contiguous(memory_format=torch.channels_last))
+            logits = self._forward(inputs.contiguous(memory_format=torch.channels_last))
         if self._model.objects is not None:
-            return [self._objects(*one) for one in zip(logits, inside, sizes, strict=True)]
+            order = [n for some in alike.values() for n in some]
+            found = [
+                (places[n], self._objects(raw, images[n].size))
+                for n, raw in zip(order, logits, strict=True)
+            ]
+            return Pending((), tuple(found), self._space.dtype, ((begin, self._lanes.mark()),))
         if logits.shape[1] != len(self._ids):
             raise ModelError(
                 f"{self._model.uri}: the model has {logits.shape[1]} classes, label space "
                 f"{self._space.name!r} has {len(self._ids)}; name another with --label-space"
             )
-        found: list[Predicted] = []
-        for first, last in _runs(list(zip(inside, sizes, strict=True))):
-            found += self._decide(logits[first:last], inside[first], sizes[first])
-        return found
+        seen = (inputs.shape[2], inputs.shape[3])
+        groups, first = [], 0
+        for (_, size), some in alike.items():
+            frame = Frame(seen, self._inside(*size), size)
+            part = logits[first : first + len(some)]
+            ids, confidence = decide(part, frame, self._ids, _LOGITS_BYTES)
+            first += len(some)
+            where = tuple(places[n] for n in some)
+            groups.append(_Group(where, self._lanes.down(ids), self._lanes.down(confidence)))
+        return Pending(tuple(groups), (), self._space.dtype, ((begin, self._lanes.mark()),))
 
-    def _input(self, image: NDArray[np.uint8]) -> Tensor:
-        """Return one image as the model's input, float32 [1, 3, H, W]."""
-        host = torch.from_numpy(image)
-        if self._device.type == "cuda":
-            host = host.pin_memory()
-        pixels = host.to(self._device, non_blocking=True).permute(2, 0, 1).unsqueeze(0)
-        pixels = (pixels.to(torch.float32) - self._mean) * self._scale
-        inside = self._inside(image.shape[0], image.shape[1])
-        if inside != image.shape[:2]:
-            pixels = F.interpolate(pixels, inside, mode="bilinear", antialias=True)
-        return padded(pixels, self._multiple)
+    def _input(self, pixels: Tensor, size: Shape) -> Tensor:
+        """Return uint8 [N, h, w, 3], of images of a size, as the input: float32 [N, 3, H, W]."""
+        image = pixels.permute(0, 3, 1, 2)
+        image = (image.to(torch.float32) - self._mean) * self._scale
+        inside = self._inside(*size)
+        if inside != tuple(image.shape[2:]):
+            image = F.interpolate(image, inside, mode="bilinear", antialias=True)
+        shape = self.input_shape(*size)
+        down, right = shape[0] - image.shape[2], shape[1] - image.shape[3]
+        return F.pad(image, (0, right, 0, down), mode="replicate") if down or right else image
 
-    def _objects(
-        self, raw: BoxMasks | QueryMasks, inside: tuple[int, int], size: tuple[int, int]
-    ) -> Predicted:
-        found = find(raw, self._model, Canvas(inside, self._multiple, size))
+    def _forward(self, inputs: Tensor) -> Tensor:
+        """Return the logits [N, C, h, w] of inputs [N, 3, H, W]."""
+        return self._network(inputs)
+
+    def _objects(self, raw: BoxMasks | QueryMasks, size: Shape) -> Predicted:
+        found = find(raw, self._model, Canvas(self._inside(*size), self._multiple, size))
         return Predicted(found.ids, found.confidence, found.instances)
 
     def _autocast(self) -> AbstractContextManager[Any]:
@@ -140,32 +248,15 @@ class Predictor:
             return nullcontext()
         return torch.autocast(self._device.type, dtype)
 
-    def _decide(
-        self, logits: Tensor, inside: tuple[int, int], size: tuple[int, int]
-    ) -> list[Predicted]:
-        """Bring logits to the image's size, a few images at a time, and keep the best class."""
-        each = 4 * logits.shape[1] * size[0] * size[1]
-        step = max(1, _LOGITS_BYTES // each)
-        found: list[Predicted] = []
-        for some in torch.split(logits.float(), step):
-            part = at_size(some, inside, self._multiple, size)
-            top, best = part.max(dim=1)
-            # p of the best class is 1 / sum(exp(logit - top)): no full softmax is kept.
-            p = 1 / (part - top.unsqueeze(1)).exp().sum(dim=1)
-            confidence = (p * 255).round().to(torch.uint8).cpu().numpy()
-            ids = self._ids[best].cpu().numpy().view(self._space.dtype)
-            found += [Predicted(i, c) for i, c in zip(ids, confidence, strict=True)]
-        return found
 
-
-def _runs(values: Sequence[object]) -> list[tuple[int, int]]:
-    """Return where equal neighbours begin and end.
-
-    >>> _runs("aab")
-    [(0, 2), (2, 3)]
-    """
-    edges = [i for i in range(1, len(values)) if values[i] != values[i - 1]]
-    return list(zip([0, *edges], [*edges, len(values)], strict=True))
+def _joined(parts: Sequence[Pending]) -> Pending:
+    """Return the parts of one batch as one."""
+    return Pending(
+        tuple(g for p in parts for g in p.groups),
+        tuple(r for p in parts for r in p.ready),
+        parts[0].ids_dtype,
+        tuple(m for p in parts for m in p.marks),
+    )
 
 
 def _is_memory(error: RuntimeError) -> bool:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 _COMMIT_FRAGMENTS: Final = 64
 _COMMIT_SECONDS: Final = 20.0
+_FIRST_COMMIT_SECONDS: Final = 5.0
+"""Rows that are there early show that all of it works."""
 
 
 def execute(
@@ -45,6 +47,7 @@ def execute(
     run: Run,
     choose_runner: Callable[[int], Runner],
     shard_rows: int = 256,
+    ramp: bool = False,
     publish: str = "as they come",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     on_listed: Callable[[int, int], None] = lambda listed, todo: None,
@@ -58,6 +61,9 @@ def execute(
     visible to readers before one commit at the end. `watch` gets the report, which goes on
     changing, whenever a shard was booked; `facts` say what makes the rows, for the store's history.
 
+    With `ramp` the first shards are small: where a full one takes minutes, something is done in
+    seconds.
+
     A run whose last attempt ended without a word may have met an image that kills its process: it
     goes on where such an image is isolated.
 
@@ -66,7 +72,7 @@ def execute(
     """
     drive = Drive(store, run, publish, facts or {})
     try:
-        total = drive.plan(samples, shard_rows, on_listed)
+        total = drive.plan(samples, shard_rows, on_listed, ramp=ramp)
         if total:
             writer = ShardWriter(make_labeller, drive.store.sink(), run)
             runner = choose_runner(total)
@@ -117,7 +123,7 @@ class Drive:
         self._again: dict[bytes, bool] = {}  # rows that the listing names again -> one was taken
         self._plan = Plan(store, run)
         self.crashed = run.resumed and self._plan.others()
-        self._last_commit = time.monotonic()
+        self._last_commit, self._patience = time.monotonic(), _FIRST_COMMIT_SECONDS
         self._report.spend("adopt", time.perf_counter() - start)
 
     @property
@@ -139,11 +145,13 @@ class Drive:
         samples: Listing,
         shard_rows: int,
         on_listed: Callable[[int, int], None] = lambda listed, todo: None,
+        *,
+        ramp: bool = False,
     ) -> int:
         """Write the plan, and return the samples left to do."""
         start, report = time.perf_counter(), self._report
         orphans = Orphans.of(self.store, self._run)
-        planner = Planner(self._ledger, orphans, self._plan, shard_rows)
+        planner = Planner(self._ledger, orphans, self._plan, shard_rows, ramp=ramp)
         planner.read(_timed(samples, report), on_listed)
         for orphan in planner.adopted:
             keys = tuple(as_bytes(orphan.keys.high, orphan.keys.low))
@@ -182,7 +190,7 @@ class Drive:
         self._report.book(shelved)
         self._staged.append(shelved)
         waited = time.monotonic() - self._last_commit
-        due = len(self._staged) >= _COMMIT_FRAGMENTS or waited > _COMMIT_SECONDS
+        due = len(self._staged) >= _COMMIT_FRAGMENTS or waited > self._patience
         if due and self._publish == "as they come":
             self._commit()
         return self._report.done + self._report.failed
@@ -200,6 +208,7 @@ class Drive:
     def _commit(self) -> None:
         """Commit what is staged: failures first, so that none is lost between the two."""
         staged, self._staged, self._last_commit = self._staged, [], time.monotonic()
+        self._patience = _COMMIT_SECONDS
         start = time.perf_counter()
         self._tell({_mark(f.dataset, f.path, f.message): f for s in staged for f in s.failures})
         fragments = [f for s in staged for f in s.fragments]

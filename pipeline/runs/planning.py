@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     Listing = Iterable[Sample] | Iterable[pa.RecordBatch]
 
 _BATCH_ROWS: Final = 32_768
+_FIRST_ROWS: Final = 8
 
 
 class Shards(Protocol):
@@ -47,14 +48,22 @@ class Planner:
 
     A shard is named by what it holds. So that a run that is taken up makes the shards of the first
     attempt again, the listing is cut by position into cells of `shard_rows`; what the store lacks
-    of a cell stays together, and neighbours that are small together make one shard.
+    of a cell stays together, and neighbours that are small together make one shard. With `ramp` the
+    first cells are small and stay apart, so that a job's first rows come early.
     """
 
     def __init__(
-        self, ledger: Ledger | None, orphans: Orphans, plan: Shards, shard_rows: int
+        self,
+        ledger: Ledger | None,
+        orphans: Orphans,
+        plan: Shards,
+        shard_rows: int,
+        *,
+        ramp: bool = False,
     ) -> None:
         self._ledger, self._orphans, self._plan = ledger, orphans, plan
         self._shard_rows = shard_rows
+        self._ramp = np.array(_ramp(shard_rows) if ramp else [], np.int64)
         self._waiting: list[pa.RecordBatch] = []
         self._waiting_rows = 0
         self._rows = KeyPile(3)
@@ -89,12 +98,20 @@ class Planner:
         flags = missing.astype(np.uint64) + (states == State.CHANGED).astype(np.uint64)
         self._rows.add(keys.high, keys.low, (at << np.uint64(2)) | flags)
         left = np.flatnonzero(missing & ~self._orphans.take(batch, keys, states))
+        cells = self._cells_of(left + self.listed)
         self.listed += batch.num_rows
         self.todo += int(missing.sum())
         if left.size:
             picked = batch if left.size == batch.num_rows else batch.take(left)
-            for piece in _cells(picked, left // self._shard_rows):
+            for cell, piece in _cells(picked, cells):
                 self._wait(piece)
+                if cell < self._ramp.size:
+                    self._flush()
+
+    def _cells_of(self, places: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Return the number of the cell that each place of the listing lies in, ascending."""
+        small = np.searchsorted(self._ramp, places, side="right")
+        return np.where(small < self._ramp.size, small, small + places // self._shard_rows)
 
     def _wait(self, piece: pa.RecordBatch) -> None:
         """Put what is left of a cell to what waits, as one shard if that is not too much."""
@@ -128,11 +145,24 @@ class Planner:
         self.changed -= sum(o.changed for o in self.adopted)
 
 
-def _cells(batch: pa.RecordBatch, cells: NDArray[np.intp]) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of each cell; `cells` numbers that of each row, ascending."""
+def _ramp(rows: int) -> list[int]:
+    """Return where the first cells end: each size twice, up to two whole cells.
+
+    >>> _ramp(32), _ramp(8)
+    ([8, 16, 32, 48, 64], [])
+    """
+    ends, size = [0], _FIRST_ROWS
+    while size < rows:
+        ends += [ends[-1] + size, ends[-1] + 2 * size]
+        size *= 2
+    return [*ends[1:], 2 * rows] if len(ends) > 1 else []
+
+
+def _cells(batch: pa.RecordBatch, cells: NDArray[np.intp]) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Yield the number and the rows of each cell; `cells` numbers that of each row, ascending."""
     edges = [0, *(np.flatnonzero(np.diff(cells)) + 1).tolist(), len(cells)]
     for start, end in pairwise(edges):
-        yield batch.slice(start, end - start)
+        yield int(cells[start]), batch.slice(start, end - start)
 
 
 def _firsts(rows: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.errors import SumMismatch
 from pipeline.runner import Crew
+from pipeline.spent import BESIDE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 DRIVER: Final = ("list", "plan", "adopt", "commit")
 """Stages of the driver's own time."""
-BESIDE: Final = ("read", "decode", "encode")
-"""Stages of a worker's threads: they pass beside its own time, several at once."""
 REST: Final = "other"
 """A worker's time at a shard that none of its stages has claimed."""
 ABSENT: Final = "absent"

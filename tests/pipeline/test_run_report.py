@@ -10,7 +10,8 @@ from pipeline.runner import Crew, LocalRunner, Resources
 from pipeline.runs import report as module
 from pipeline.runs.failures import Failure
 from pipeline.runs.metrics import METRICS, MetricsFile, RunMetrics
-from pipeline.runs.report import BESIDE, RunReport, Shift
+from pipeline.runs.report import RunReport, Shift
+from pipeline.spent import BESIDE
 from pipeline.store import Store
 from tests.pipeline.run_jobs import NAMES, run_job
 from tests.samples import SPACE, sample

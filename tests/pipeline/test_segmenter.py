@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import threading
+import time
+
 import cv2
 import numpy as np
 import pytest
@@ -9,11 +12,14 @@ from torch.nn import functional as F  # noqa: N812
 
 from pipeline import masks
 from pipeline.errors import InputError, UsageError
-from pipeline.images import list_images
+from pipeline.images import decode, list_images
 from pipeline.labelling import label_digest
 from pipeline.models import load_model
+from pipeline.models.loaded import LoadedModel
 from pipeline.predict.options import LabelOptions
-from pipeline.segmenter import SegmenterFactory
+from pipeline.segmenter import Segmenter, SegmenterFactory
+from pipeline.spent import BESIDE, OWN
+from pipeline.streetscenes import scene
 from tests.samples import write_scenes
 
 URI = "zoo:enet?label_space=camvid-11&seed=3"
@@ -106,13 +112,16 @@ def test_the_digest_names_what_changes_the_output():
     digest = load_model(URI).digest
     plain = label_digest(digest, LabelOptions())
     same = [LabelOptions(batch_size=3), LabelOptions(threads=5), LabelOptions(device="cpu")]
+    same += [LabelOptions(compile=True)]
     assert {label_digest(digest, o) for o in same} == {plain}
     others = [
         LabelOptions(precision="bf16"),
         LabelOptions(input_size=(64, 64)),
         LabelOptions(confidence=True),
+        LabelOptions(pad_limit=0.1),
+        LabelOptions(decode="reduced"),
     ]
-    assert len({label_digest(digest, o) for o in others} | {plain}) == 4
+    assert len({label_digest(digest, o) for o in others} | {plain}) == 6
     other = load_model("zoo:enet?label_space=camvid-11&seed=4").digest
     assert label_digest(other, LabelOptions()) != plain
 
@@ -129,3 +138,110 @@ def test_odd_options_are_refused():
         LabelOptions(precision="int8")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="--batch-size"):
         LabelOptions(batch_size=0)
+    with pytest.raises(UsageError, match="--decode"):
+        LabelOptions(decode="half")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="--pad-limit"):
+        LabelOptions(pad_limit=-0.1)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two JPEGs several times larger than the model's input; one lies on its side."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name, seed, more in (("a", 1, {}), ("b", 2, {"exif": exif})):
+        rgb, _ = scene(seed, 361, 483)
+        Image.fromarray(rgb).save(tmp_path / f"{name}.jpg", quality=95, **more)
+    return tmp_path
+
+
+class Colours(torch.nn.Module):
+    """Classes by colour: unlike a random network's, its labels follow what is to be seen."""
+
+    def forward(self, x):
+        smooth = F.avg_pool2d(x, 5, 1, 2)
+        tones = torch.linspace(-2, 2, 11).view(1, 11, 1, 1)
+        return -4 * (smooth.mean(1, keepdim=True) - tones) ** 2
+
+
+def test_reduced_decoding_gives_label_maps_of_the_images_own_size(photos):
+    plain = load_model(URI)
+    model = LoadedModel(Colours(), plain.label_space, plain.preprocessing, "test", "d")
+    found = {}
+    for how in ("full", "reduced"):
+        options = LabelOptions(input_size=(88, 120), decode=how)
+        segmenter = Segmenter(model, torch.device("cpu"), options)
+        found[how] = {s.image_id: r for s, r in segmenter(list(list_images(str(photos))))}
+    for image_id, size in (("a", (361, 483)), ("b", (483, 361))):
+        one, other = found["reduced"][image_id], found["full"][image_id]
+        assert (one.height, one.width) == (other.height, other.width) == size
+        a, b = masks.decode(one.mask.bytes), masks.decode(other.mask.bytes)
+        assert a.shape == size
+        assert len(np.unique(b)) > 3
+        assert (a == b).mean() > 0.9
+        assert one.extras() == other.extras()
+
+
+def test_reduced_decoding_leaves_the_input_s_size_and_is_for_jpegs_alone(photos):
+    data = (photos / "b.jpg").read_bytes()
+    sizes = {(240, 180): (242, 181), (60, 45): (61, 46), (61, 45): (121, 91), (1, 1): (61, 46),
+             (242, 181): (483, 361), (900, 900): (483, 361)}  # fmt: skip
+    upright = (photos / "a.jpg").read_bytes()
+    whole = Image.fromarray(decode(upright, "a.jpg"))
+    for least, size in sizes.items():
+        pixels = decode(data, "b.jpg", at_least=least)
+        assert pixels.shape == (*size, 3), least
+        pixels = decode(upright, "a.jpg", at_least=least[::-1])
+        assert pixels.shape == (*size[::-1], 3), least
+        scale = round(483 / size[0])
+        judge = whole.crop((0, 0, size[0] * scale, size[1] * scale)).resize(
+            size, Image.Resampling.BOX
+        )
+        inside = np.asarray(judge, int)[:-1, :-1] - pixels[:-1, :-1]
+        assert np.abs(inside).mean() < 3
+    png = photos / "c.png"
+    Image.open(photos / "a.jpg").save(png)
+    assert decode(png.read_bytes(), "c.png", at_least=(8, 8)).shape == (361, 483, 3)
+    with pytest.raises(InputError):
+        decode(data[: len(data) // 2], "b.jpg", at_least=(60, 45))
+
+
+def test_images_far_away_are_labelled_as_those_here(scenes, memory):
+    for path in scenes.iterdir():
+        memory.pipe_file(f"/far/{path.name}", path.read_bytes())
+    near = label_all(scenes)
+    segmenter = SegmenterFactory(URI)()
+    samples = list(list_images("memory://far"))
+    memory.rm("/far/0003.jpg")
+    found = {s.image_id: r for s, r in segmenter(samples)}
+    assert isinstance(found.pop("0003"), InputError)
+    assert {k: r.mask.bytes for k, r in found.items()} == {
+        k: r.mask.bytes for k, r in near.items() if k != "0003"
+    }
+
+
+def test_a_shard_s_seconds_are_told_by_stage_once(scenes):
+    segmenter = SegmenterFactory(URI)()
+    samples = list(list_images(str(scenes)))
+    start = time.perf_counter()
+    assert len(list(segmenter(samples))) == 7
+    wall = time.perf_counter() - start
+    spent = segmenter.spent.take()
+    assert set(spent) == {*OWN, *BESIDE}
+    assert all(seconds > 0 for seconds in spent.values())
+    assert sum(spent[stage] for stage in OWN) <= wall
+    assert segmenter.spent.take() == {}
+
+
+def test_one_process_loads_a_model_once():
+    factory = SegmenterFactory(URI)
+    assert factory.load() is SegmenterFactory(URI).load()
+    assert factory()._model is factory.load()
+
+
+def test_a_caller_that_gives_up_leaves_no_threads(scenes):
+    segmenter = SegmenterFactory(URI)()
+    records = segmenter(list(list_images(str(scenes))))
+    next(records)
+    records.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("segmill-images")]
