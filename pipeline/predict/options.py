@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal, get_args
 
 from pipeline.errors import UsageError
+from pipeline.predict.thresholds import Thresholds
+from pipeline.predict.tta import Augmentation
 
 Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: Final = get_args(Precision)
 Decoding = Literal["full", "reduced"]
 DECODINGS: Final = get_args(Decoding)
+Refine = Literal["none", "guided", "densecrf"]
+REFINERS: Final = get_args(Refine)
+OVERLAP: Final = 0.25
+_LEAST_WINDOW: Final = 16
+_MOST_OVERLAP: Final = 0.9
+"""More would run a network over every pixel more than a hundred times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +43,13 @@ class LabelOptions:
     device: str = "auto"
     threads: int | None = None
     """Threads that read, decode and encode beside the device; None: by the cores and devices."""
+    window: tuple[int, int] | None = None
+    """Height and width of a sliding window; images keep their size unless `input_size` is given."""
+    overlap: float | None = None
+    """Share of a window that it has in common with the next; None: `OVERLAP`."""
+    tta: Augmentation = field(default_factory=Augmentation)
+    refine: Refine = "none"
+    min_confidence: Thresholds = field(default_factory=Thresholds)
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -45,6 +60,32 @@ class LabelOptions:
             raise UsageError(f"--batch-size is at least 1, or auto, not {self.batch_size}")
         if not 0 <= self.pad_limit <= 1:
             raise UsageError(f"--pad-limit is a share, 0 to 1, not {self.pad_limit}")
+        if self.refine not in REFINERS:
+            raise UsageError(f"--refine takes {', '.join(REFINERS)}, not {self.refine!r}")
+        self._check_window()
+
+    def _check_window(self) -> None:
+        if self.window and min(self.window) < _LEAST_WINDOW:
+            size = "{}x{}".format(*self.window)
+            raise UsageError(f"--window is at least {_LEAST_WINDOW} pixels a side, not {size}")
+        if self.overlap is None:
+            return
+        if self.window is None:
+            raise UsageError("--overlap is of windows: give --window HxW with it")
+        if not 0 <= self.overlap <= _MOST_OVERLAP:
+            raise UsageError(
+                f"--overlap is a share of the window, 0 to {_MOST_OVERLAP:g}, not {self.overlap:g}"
+            )
+
+    @property
+    def window_overlap(self) -> float:
+        """Return the share of a window that it has in common with the next."""
+        return OVERLAP if self.overlap is None else self.overlap
+
+    @property
+    def in_views(self) -> bool:
+        """Tell whether labels take more than one plain look at an image."""
+        return bool(self.window) or self.refine != "none" or self.tta != Augmentation()
 
     def output_identity(self) -> list[str]:
         """Return what, beyond the model, changes the labels: part of the model digest."""
@@ -55,4 +96,13 @@ class LabelOptions:
             said.append(f"pad_limit={self.pad_limit:g}")
         if self.decode != "full":
             said.append(f"decode={self.decode}")
+        if self.window:
+            said.append("window={}x{}".format(*self.window))
+            said.append(f"overlap={self.window_overlap:g}")
+        if self.tta != Augmentation():
+            said.append(f"tta={self.tta}")
+        if self.refine != "none":
+            said.append(f"refine={self.refine}")
+        if self.min_confidence:
+            said.append(f"min_confidence={self.min_confidence}")
         return said

@@ -22,9 +22,10 @@ from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from pipeline.errors import ImageTooLarge, InputError, ModelError
 from pipeline.predict.compiled import Compiled
-from pipeline.predict.decide import Frame, decide
+from pipeline.predict.decide import Cut, Frame, bands, decide
 from pipeline.predict.lanes import Arriving, Lanes, seconds_between
 from pipeline.predict.shapes import CPU_BATCH, BatchSizes, Shape, padded_length
+from pipeline.predict.views import Views
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -102,7 +103,8 @@ class Predictor:
         self._model, self._device, self._options = model, device, options
         self._space = model.label_space
         prep = model.preprocessing
-        self.size = options.input_size or prep.size
+        # Windows see images at their own size, whatever the size that the network was trained at.
+        self.size = options.input_size or (None if options.window else prep.size)
         """Height and width that every image is resized to; None: each keeps its own."""
         self._multiple = prep.multiple
         self._network: Callable[[Tensor], Tensor] = (
@@ -118,6 +120,10 @@ class Predictor:
         lut = np.array(self._space.train_ids).astype(self._space.dtype)
         # As int16: CUDA has few operations on uint16. The bits are the same.
         self._ids = torch.from_numpy(lut if lut.itemsize == 1 else lut.view(np.int16)).to(device)
+        self._cut = self._thresholds()
+        self._views: Views | None = None
+        if options.in_views:
+            self._views = Views(self._logits_at, len(lut), options, self.size)
 
     def input_shape(self, height: int, width: int) -> Shape:
         """Return the height and width of the model's input for an image of that size.
@@ -172,33 +178,72 @@ class Predictor:
             return None
         height, width = images[0].size
         cause = f"{width} x {height} pixels don't fit the model's memory"
-        too_large = ImageTooLarge(images[0].path, cause, "scale it down, or give --input-size")
+        too_large = ImageTooLarge(
+            images[0].path, cause, "scale it down, or give --input-size or --window"
+        )
         return Pending((), ((places[0], too_large),), self._space.dtype, ())
 
     def _begin(self, images: Sequence[Picture], places: Sequence[int]) -> Pending:
         alike: dict[tuple[Shape, Shape], list[int]] = {}
         for n, image in enumerate(images):
             alike.setdefault((image.pixels.shape[:2], image.size), []).append(n)
+        if self._views is not None:
+            return self._begin_views(self._views, images, places, list(alike.values()))
         uploaded = [self._lanes.up([images[n].pixels for n in some]) for some in alike.values()]
         begin = self._lanes.mark()
         inputs = torch.cat([self._input(pixels) for pixels in uploaded])
-        with self._autocast():
-            logits = self._forward(inputs.contiguous(memory_format=torch.channels_last))
-        if logits.shape[1] != len(self._ids):
-            raise ModelError(
-                f"{self._model.uri}: the model has {logits.shape[1]} classes, label space "
-                f"{self._space.name!r} has {len(self._ids)}; name another with --label-space"
-            )
+        logits = self._logits(inputs)
         seen = (inputs.shape[2], inputs.shape[3])
         groups, first = [], 0
         for (pixels, size), some in alike.items():
             frame = Frame(seen, self.size or pixels, size)
             part = logits[first : first + len(some)]
-            ids, confidence = decide(part, frame, self._ids, _LOGITS_BYTES)
+            ids, confidence = decide(part, frame, self._ids, _LOGITS_BYTES, self._cut)
             first += len(some)
             where = tuple(places[n] for n in some)
             groups.append(_Group(where, self._lanes.down(ids), self._lanes.down(confidence)))
         return Pending(tuple(groups), (), self._space.dtype, ((begin, self._lanes.mark()),))
+
+    def _begin_views(
+        self,
+        views: Views,
+        images: Sequence[Picture],
+        places: Sequence[int],
+        alike: Sequence[Sequence[int]],
+    ) -> Pending:
+        """Begin a batch whose images are seen several times, each size for itself."""
+        groups: list[_Group] = []
+        errors: list[tuple[int, InputError]] = []
+        begin = self._lanes.mark()
+        for some in alike:
+            first = images[some[0]]
+            if cause := views.too_large(first.size):
+                mend = "leave the dense CRF out for it: --refine guided has no limit"
+                errors += [(places[n], ImageTooLarge(images[n].path, cause, mend)) for n in some]
+                continue
+            pixels = self._lanes.up([images[n].pixels for n in some]).permute(0, 3, 1, 2)
+            ids, confidence = views.labels(pixels, first.size, self._ids, self._cut)
+            where = tuple(places[n] for n in some)
+            groups.append(_Group(where, self._lanes.down(ids), self._lanes.down(confidence)))
+        marks = ((begin, self._lanes.mark()),)
+        return Pending(tuple(groups), tuple(errors), self._space.dtype, marks)
+
+    def _logits_at(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return logits float32 [N, C, *size] of RGB [N, 3, h, w], 0..255 of any type."""
+        inside = (pixels.shape[2], pixels.shape[3])
+        inputs = self._padded((pixels.to(torch.float32) - self._mean) * self._scale)
+        frame = Frame((inputs.shape[2], inputs.shape[3]), inside, size)
+        ((_, logits),) = bands(self._logits(inputs), frame, size[0])
+        return logits
+
+    def _thresholds(self) -> Cut | None:
+        """Return what pixels too unsure become, None where any confidence will do."""
+        if not self._options.min_confidence:
+            return None
+        least = self._options.min_confidence.by_channel(self._space)
+        void = np.array([self._space.ignore_index]).astype(self._space.dtype)
+        value = torch.from_numpy(void if void.itemsize == 1 else void.view(np.int16))
+        return Cut(torch.tensor(least, device=self._device), value[0].to(self._device))
 
     def _input(self, pixels: Tensor) -> Tensor:
         """Return uint8 [N, h, w, 3] as the model's input, float32 [N, 3, H, W]."""
@@ -206,9 +251,29 @@ class Predictor:
         image = (image.to(torch.float32) - self._mean) * self._scale
         if self.size and self.size != tuple(image.shape[2:]):
             image = F.interpolate(image, self.size, mode="bilinear", antialias=True)
-        shape = self.input_shape(image.shape[2], image.shape[3])
-        down, right = shape[0] - image.shape[2], shape[1] - image.shape[3]
+        return self._padded(image)
+
+    def _padded(self, image: Tensor) -> Tensor:
+        """Return images with their border repeated below and right, to sizes that batches share."""
+        limit = 0.0 if self.size else self._options.pad_limit
+        high, wide = (padded_length(n, self._multiple, limit) for n in image.shape[2:])
+        down, right = high - image.shape[2], wide - image.shape[3]
         return F.pad(image, (0, right, 0, down), mode="replicate") if down or right else image
+
+    def _logits(self, inputs: Tensor) -> Tensor:
+        """Return the logits [N, C, h, w] of inputs [N, 3, H, W], in the precision asked for.
+
+        Raises:
+            ModelError: the model's channels are not its label space's classes.
+        """
+        with self._autocast():
+            logits = self._forward(inputs.contiguous(memory_format=torch.channels_last))
+        if logits.shape[1] != len(self._ids):
+            raise ModelError(
+                f"{self._model.uri}: the model has {logits.shape[1]} classes, label space "
+                f"{self._space.name!r} has {len(self._ids)}; name another with --label-space"
+            )
+        return logits
 
     def _forward(self, inputs: Tensor) -> Tensor:
         """Return the logits [N, C, h, w] of inputs [N, 3, H, W]."""
