@@ -8,6 +8,7 @@
 | `hf:<directory or hub id>` | transformers: semantic and universal segmentation |
 | `run:<directory>` | a model directory: model.json and weights.safetensors |
 | `python:package.module:factory` | a function of the user's own |
+| `ensemble:URI|URI` | several models, their probabilities averaged |
 
 Importing this package imports no torch; loading a model does.
 """
@@ -61,6 +62,7 @@ MODELS: Final[Mapping[str, ModelSpec]] = {
 """The zoo: architectures of our own."""
 
 KINDS: Final[Mapping[str, str]] = {
+    "ensemble": "pipeline.models.ensemble",
     "hf": "pipeline.models.hf",
     "python": "pipeline.models.python",
     "run": "pipeline.models.directory",

@@ -52,7 +52,8 @@ def parse(text: str) -> ModelUri:
     kind, colon, rest = text.partition(":")
     if not colon or rest.startswith("//"):  # a plain path, or a URL of one
         kind, rest = "run", text
-    name, _, query = rest.partition("?")
+    # An ensemble's name is the URIs of its members, each with options of its own.
+    name, _, query = (rest, "", "") if kind == "ensemble" else rest.partition("?")
     if not name:
         raise UsageError(f"model URI {text!r} names no model: write KIND:NAME, like zoo:enet")
     return ModelUri(text, kind, name, {k: _value(v) for k, v in parse_qsl(query)})

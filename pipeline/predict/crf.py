@@ -53,7 +53,11 @@ class DenseCrf:
         Raises:
             MissingExtra: pydensecrf2 is not installed.
         """
-        field: Any = _package().DenseCRF2D(p.shape[2], p.shape[1], p.shape[0])
+        try:
+            from pydensecrf.densecrf import DenseCRF2D
+        except ImportError:
+            raise MissingExtra("--refine densecrf", "crf") from None
+        field: Any = DenseCRF2D(p.shape[2], p.shape[1], p.shape[0])
         unary = -np.log(np.maximum(p, _LEAST_P)).reshape(p.shape[0], -1)
         field.setUnaryEnergy(np.ascontiguousarray(unary, np.float32))
         field.addPairwiseGaussian(sxy=self.smooth_xy, compat=self.smooth_weight)
@@ -65,10 +69,3 @@ class DenseCrf:
         )
         return np.array(field.inference(self.steps), np.float32).reshape(p.shape)
 
-
-def _package() -> Any:
-    try:
-        from pydensecrf import densecrf
-    except ImportError:
-        raise MissingExtra("--refine densecrf", "crf") from None
-    return densecrf

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final, Literal, get_args
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
-from pipeline.errors import UsageError
+from pipeline.errors import MissingExtra, UsageError
 from pipeline.predict.thresholds import Thresholds
 from pipeline.predict.tta import Augmentation
+
+if TYPE_CHECKING:
+    from pipeline.models.loaded import LoadedModel
 
 Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: Final = get_args(Precision)
@@ -106,3 +110,23 @@ class LabelOptions:
         if self.min_confidence:
             said.append(f"min_confidence={self.min_confidence}")
         return said
+
+
+def check_model(model: LoadedModel, options: LabelOptions) -> None:
+    """Check that options fit a model and this machine: before work starts, and on each worker.
+
+    Raises:
+        UsageError: a threshold names no class of the model, or an ensemble leaves the size open.
+        MissingExtra: the refinement needs a package that is not installed.
+    """
+    options.min_confidence.by_channel(model.label_space)
+    if options.refine == "densecrf" and find_spec("pydensecrf") is None:
+        raise MissingExtra("--refine densecrf", "crf")
+    if model.architecture.kind != "ensemble" or options.input_size or options.window:
+        return
+    sizes = {str(m["preprocessing"]["size"]) for m in model.architecture.options["members"]}
+    if len(sizes) > 1:
+        raise UsageError(
+            f"{model.uri}: the models were trained on inputs of different sizes (height and width "
+            f"{', '.join(sorted(sizes))}); give --input-size or --window"
+        )

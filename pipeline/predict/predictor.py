@@ -24,6 +24,7 @@ from pipeline.errors import ImageTooLarge, InputError, ModelError
 from pipeline.predict.compiled import Compiled
 from pipeline.predict.decide import Cut, Frame, bands, decide
 from pipeline.predict.lanes import Arriving, Lanes, seconds_between
+from pipeline.predict.options import check_model
 from pipeline.predict.shapes import CPU_BATCH, BatchSizes, Shape, padded_length
 from pipeline.predict.views import Views
 
@@ -100,6 +101,7 @@ class Predictor:
     """One model on one device; turns images of one input shape into label maps."""
 
     def __init__(self, model: LoadedModel, device: torch.device, options: LabelOptions) -> None:
+        check_model(model, options)
         self._model, self._device, self._options = model, device, options
         self._space = model.label_space
         prep = model.preprocessing
