@@ -68,4 +68,3 @@ class DenseCrf:
             compat=self.colour_weight,
         )
         return np.array(field.inference(self.steps), np.float32).reshape(p.shape)
-

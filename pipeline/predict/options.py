@@ -102,7 +102,7 @@ class LabelOptions:
             said.append(f"decode={self.decode}")
         if self.window:
             said.append("window={}x{}".format(*self.window))
-            said.append(f"overlap={self.window_overlap:g}")
+            said.append(f"overlap={float(self.window_overlap)!r}")
         if self.tta != Augmentation():
             said.append(f"tta={self.tta}")
         if self.refine != "none":

@@ -108,8 +108,10 @@ def _inverse(guide: Tensor, mean: Tensor, radius: int, epsilon: float) -> Tensor
 
 def _box(maps: Tensor, radius: int) -> Tensor:
     """Return the mean of each pixel's window, of maps [N, K, H, W]."""
-    if maps.device.type == "cpu":
-        return _box_on_cpu(maps, radius)
+    return (_box_on_cpu if maps.device.type == "cpu" else _box_by_torch)(maps, radius)
+
+
+def _box_by_torch(maps: Tensor, radius: int) -> Tensor:
     side = 2 * radius + 1
     # Rows first, then columns: each counts the pixels inside the image only, so does the product.
     maps = F.avg_pool2d(maps, (1, side), 1, (0, radius), count_include_pad=False)

@@ -22,7 +22,7 @@ class Augmentation:
         bad = [s for s in self.scales if not _LEAST <= s <= _MOST]
         if bad or not self.scales:
             raise UsageError(f"--tta takes scales from {_LEAST} to {_MOST:g}, not {bad}")
-        object.__setattr__(self, "scales", tuple(sorted(set(self.scales))))
+        object.__setattr__(self, "scales", tuple(sorted({float(s) for s in self.scales})))
 
     @classmethod
     def parse(cls, text: str) -> Augmentation:
@@ -45,7 +45,7 @@ class Augmentation:
 
     def __str__(self) -> str:
         """Return what `parse` reads."""
-        return ",".join([f"{s:g}" for s in self.scales] + [_FLIP] * self.flip)
+        return ",".join([repr(s) for s in self.scales] + [_FLIP] * self.flip)
 
     @property
     def views(self) -> tuple[tuple[float, bool], ...]:

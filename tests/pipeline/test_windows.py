@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -11,38 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.models import load_model
 from pipeline.predict.options import LabelOptions
-from pipeline.predict.predictor import Picture, Predictor
+from pipeline.predict.predictor import Predictor
 from pipeline.predict.tta import Augmentation
 from pipeline.predict.views import Views
 from pipeline.predict.windows import blended, shares, starts
-from pipeline.streetscenes import scene
-
-ENET = "zoo:enet?label_space=camvid-11&seed=3"
-PLAIN = "python:tests.tiny_net:plain?classes=11&seed=1"
-CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As in a segmenter: threads of torch's would wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def labels_of(uri, images, **options):
-    predictor = Predictor(load_model(uri), CPU, LabelOptions(**options))
-    pictures = [Picture(i, i.shape[:2], f"{n}.png") for n, i in enumerate(images)]
-    return predictor.predict(pictures)
-
-
-def street(seed, height, width):
-    return np.ascontiguousarray(scene(seed, height, width)[0])
-
-
-def noise(seed, *shape):
-    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape).astype(np.float32))
+from tests.pipeline.predicting import CPU, ENET, PLAIN, labels_of, noise, street
 
 
 @given(st.integers(1, 400), st.integers(1, 100), st.floats(0, 0.9))
@@ -55,7 +30,7 @@ def test_windows_cover_all_and_overlap_enough(length, window, overlap):
     assert begins[0] == 0
     assert begins[-1] == max(0, length - window), "shifted inwards, no further"
     assert begins == sorted(set(begins))
-    for one, other in zip(begins, begins[1:], strict=False):
+    for one, other in pairwise(begins):
         assert one + window - other >= np.floor(window * overlap) or other - one == 1
 
 
