@@ -16,8 +16,8 @@ from torch.nn import functional as F  # noqa: N812 - torch's own convention
 if TYPE_CHECKING:
     from torch import Tensor
 
-RADIUS: Final = 8
-EPSILON: Final = 1e-3
+RADIUS: Final = 6
+EPSILON: Final = 1e-4
 """Regularises the fits; against the variance of colours in 0..1."""
 
 

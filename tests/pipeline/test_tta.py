@@ -13,8 +13,10 @@ from pipeline.labelling import label_digest
 from pipeline.models import load_model
 from pipeline.models.ensemble import uri_of
 from pipeline.predict.options import LabelOptions, check_model
+from pipeline.predict.predictor import Picture, Predictor
 from pipeline.predict.tta import Augmentation
 from tests.pipeline.predicting import (
+    CPU,
     ENET,
     OTHER,
     PLAIN,
@@ -124,6 +126,16 @@ def test_options_combine_and_batches_do_not_matter(pair):
         assert (a.ids != b.ids).mean() <= 1e-3
         assert np.abs(a.confidence.astype(int) - b.confidence).max() <= 1
         assert not np.array_equal(a.confidence, c.confidence), "the options did something"
+
+
+def test_images_decoded_at_half_size_get_labels_of_their_own_size():
+    half, size = street(7, 45, 60), (90, 121)
+    options = LabelOptions(window=(32, 32), tta=Augmentation((0.5, 1.0)), refine="guided")
+    predictor = Predictor(load_model(PLAIN), CPU, options)
+    (found,) = predictor.predict([Picture(half, size, "half.jpg")])
+    assert found.ids.shape == found.confidence.shape == size
+    (small,) = predictor.predict([Picture(half, half.shape[:2], "half.jpg")])
+    assert (found.ids[::2, :120:2] == small.ids).mean() > 0.9
 
 
 def test_each_option_is_part_of_the_digest_and_defaults_are_not():
