@@ -20,7 +20,7 @@ DECODINGS: Final = get_args(Decoding)
 Refine = Literal["none", "guided", "densecrf"]
 REFINERS: Final = get_args(Refine)
 OVERLAP: Final = 0.25
-_LEAST_WINDOW: Final = 16
+_LEAST_WINDOW, _MOST_WINDOW = 16, 8192
 _MOST_OVERLAP: Final = 0.9
 """More would run a network over every pixel more than a hundred times."""
 
@@ -69,9 +69,11 @@ class LabelOptions:
         self._check_window()
 
     def _check_window(self) -> None:
-        if self.window and min(self.window) < _LEAST_WINDOW:
+        if self.window and not all(_LEAST_WINDOW <= n <= _MOST_WINDOW for n in self.window):
             size = "{}x{}".format(*self.window)
-            raise UsageError(f"--window is at least {_LEAST_WINDOW} pixels a side, not {size}")
+            raise UsageError(
+                f"--window is {_LEAST_WINDOW} to {_MOST_WINDOW} pixels a side, not {size}"
+            )
         if self.overlap is None:
             return
         if self.window is None:

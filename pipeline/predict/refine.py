@@ -73,7 +73,7 @@ def guided(p: Tensor, guide: Tensor, radius: int, epsilon: float) -> Tensor:
     # float32 holds a window's variance as a difference of squares; around 0 those are small.
     guide = guide - guide.mean(dim=(2, 3), keepdim=True)
     mean = _box(guide, radius)
-    inverse = _inverse(guide, mean, radius, epsilon)
+    inverse = _inverse(guide.double(), radius, epsilon).to(p.dtype)
     found = torch.empty_like(p)
     for channel in range(p.shape[1]):  # one at a time: a fit takes seven maps
         one = p[:, channel : channel + 1]
@@ -86,8 +86,13 @@ def guided(p: Tensor, guide: Tensor, radius: int, epsilon: float) -> Tensor:
     return found
 
 
-def _inverse(guide: Tensor, mean: Tensor, radius: int, epsilon: float) -> Tensor:
-    """Return the inverse of each window's colour covariance + epsilon, [N, 3, 3, H, W]."""
+def _inverse(guide: Tensor, radius: int, epsilon: float) -> Tensor:
+    """Return the inverse of each window's colour covariance + epsilon, [N, 3, 3, H, W].
+
+    In float64: in a grey window the determinant is a small difference of large products, of which
+    float32 keeps two digits.
+    """
+    mean = _box(guide, radius)
     pairs = [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]
     products = torch.stack([guide[:, i] * guide[:, j] for i, j in pairs], dim=1)
     spread = _box(products, radius)
@@ -126,7 +131,7 @@ def _box_on_cpu(maps: Tensor, radius: int) -> Tensor:
     height, width = maps.shape[2:]
     planes = maps.detach().contiguous().numpy().reshape(-1, height, width)
     side = (2 * radius + 1,) * 2
-    ones = np.ones((height, width), np.float32)
+    ones = np.ones((height, width), planes.dtype)
     share = 1 / cv2.boxFilter(ones, -1, side, normalize=False, borderType=cv2.BORDER_CONSTANT)
     found = np.empty_like(planes)
     for plane, out in zip(planes, found, strict=True):

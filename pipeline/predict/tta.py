@@ -48,8 +48,6 @@ class Augmentation:
         return ",".join([repr(s) for s in self.scales] + [_FLIP] * self.flip)
 
     @property
-    def views(self) -> tuple[tuple[float, bool], ...]:
-        """Return each view of an image: its scale, and whether it is mirrored."""
-        return tuple(
-            (s, m) for s in self.scales for m in ((False, True) if self.flip else (False,))
-        )
+    def mirrored(self) -> tuple[bool, ...]:
+        """Tell of each view of one scale whether it is mirrored."""
+        return (False, True) if self.flip else (False,)

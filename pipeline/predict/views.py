@@ -3,30 +3,36 @@
 The answer is a map of scores at the image's size whose soft-max is the probability of each class:
 logits where the image is seen once, else the logarithm of the views' mean probability. What a pixel
 gets depends on the image and the options alone, not on batch or memory: images too large to hold
-scores of are done in bands of rows, each band from all windows that touch it.
+scores of are done in bands of rows from top to bottom.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from pipeline.predict.decide import Frame, decide, resized_part
 from pipeline.predict.refine import refiner
-from pipeline.predict.windows import blended
+from pipeline.predict.windows import Strip
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from collections.abc import Iterator
 
     from pipeline.predict.decide import Cut
     from pipeline.predict.options import LabelOptions
 
 Size = tuple[int, int]
 """Height and width."""
+Rows = tuple[int, int]
+"""The first row, and the one after the last."""
+View = Callable[[Rows], Tensor]
+"""Returns logits [N, C, rows, W] in the image's frame; windows take bands from top to bottom."""
 
 BAND_BYTES: Final = 128 << 20
 """Most that the scores of some images, or of a band of one, take; about four such are held."""
@@ -35,7 +41,6 @@ CRF_BYTES: Final = 1 << 30
 _LEAST_P: Final = 1e-12
 _WINDOWS: Final = 8
 """Windows in a forward pass where the user names no batch size."""
-_LEAST_WINDOWS: Final = 3
 
 
 class Network(Protocol):
@@ -72,10 +77,8 @@ class Views:
         step = max(1, self.band_bytes // (4 * self.classes * size[0] * size[1]))
         for first in range(0, len(images), step):
             some = slice(first, first + step)
-            for rows in self.bands(size):
-                scores = self.scores(images[some], size, rows)
-                band = (scores.shape[2], scores.shape[3])
-                at = slice(*rows)
+            for rows, scores in self.scores(images[some], size):
+                band, at = (scores.shape[2], scores.shape[3]), slice(*rows)
                 best[some, at], confidence[some, at] = decide(
                     scores, Frame(band, band, band), ids, self.band_bytes, cut
                 )
@@ -98,66 +101,84 @@ class Views:
         height, width = size
         if self.options.window is None or self.options.refine == "densecrf":
             return [(0, height)]
-        # Windows across a band's edge are run twice: a band is a few windows high at least.
-        inside = (self.input_size or size)[0] * self.options.tta.scales[0]
-        least = math.ceil(_LEAST_WINDOWS * self.options.window[0] * height / inside)
-        step = max(least, self.band_bytes // (4 * self.classes * width))
+        step = max(1, self.band_bytes // (4 * self.classes * width))
         return [(a, min(a + step, height)) for a in range(0, height, step)]
 
-    def scores(self, images: Tensor, size: Size, rows: tuple[int, int]) -> Tensor:
-        """Return scores float32 [N, C, rows, W] of RGB images uint8 [N, 3, h, w].
+    def scores(self, images: Tensor, size: Size) -> Iterator[tuple[Rows, Tensor]]:
+        """Yield bands of rows, and scores float32 [N, C, rows, W], of images uint8 [N, 3, h, w].
 
         Raises:
             MissingExtra: the refinement needs a package that is not installed.
         """
         refine = refiner(self.options.refine)
-        views = self.options.tta.views
-        if refine is None and len(views) == 1:
-            return self._seen(images, size, rows, *views[0])
         reach = refine.reach if refine else 0
-        held = max(0, rows[0] - reach), min(size[0], rows[1] + reach)
-        total: Tensor | None = None
-        for view in views:
-            p = self._seen(images, size, held, *view).softmax(dim=1)
-            total = p if total is None else total.add_(p)
-        assert total is not None, "an image is seen at least once"
-        total /= len(views)
-        if refine:
-            total = refine(total, _guide(images, size)[:, :, held[0] : held[1]])
-        return total[:, :, rows[0] - held[0] : rows[1] - held[0]].clamp_min(_LEAST_P).log()
+        guide = _guide(images, size) if refine else images
+        views = self._views(images, size)
+        for rows in self.bands(size):
+            if refine is None and len(views) == 1:
+                yield rows, views[0](rows)
+                continue
+            held = max(0, rows[0] - reach), min(size[0], rows[1] + reach)
+            p = _mean_probability(views, held)
+            if refine:
+                p = refine(p, guide[:, :, held[0] : held[1]])
+            p = p[:, :, rows[0] - held[0] : rows[1] - held[0]]
+            yield rows, p.clamp_min(_LEAST_P).log()
 
-    def _seen(
-        self, images: Tensor, size: Size, rows: tuple[int, int], scale: float, mirrored: bool
-    ) -> Tensor:
-        """Return the logits of one view, brought back to the image's frame."""
-        own = (images.shape[2], images.shape[3])
-        if mirrored:
-            images = images.flip(3)
-        inside = self.input_size or own
-        if scale != 1:
-            inside = (max(1, round(inside[0] * scale)), max(1, round(inside[1] * scale)))
-        if inside != own:
-            images = F.interpolate(images.float(), inside, mode="bilinear", antialias=True)
-        if self.options.window is None:
-            found = self.network(images, size)[:, :, rows[0] : rows[1]]
-        else:
-            found = self._by_windows(images, size, rows, self.options.window)
-        return found.flip(3) if mirrored else found
+    def _views(self, images: Tensor, size: Size) -> list[View]:
+        """Return each view of some images, in the frame of their label maps."""
+        found = []
+        for scale in self.options.tta.scales:
+            own = (images.shape[2], images.shape[3])
+            inside = self.input_size or own
+            if scale != 1:
+                inside = (max(1, round(inside[0] * scale)), max(1, round(inside[1] * scale)))
+            scaled = images
+            if inside != own:
+                scaled = F.interpolate(images.float(), inside, mode="bilinear", antialias=True)
+            view = self._whole if self.options.window is None else self._windowed
+            found += [view(scaled, size, mirrored=m) for m in self.options.tta.mirrored]
+        return found
 
-    def _by_windows(
-        self, images: Tensor, size: Size, rows: tuple[int, int], window: Size
-    ) -> Tensor:
-        def forward(cut: Tensor) -> Tensor:
-            return self.network(cut, window)
+    def _whole(self, images: Tensor, size: Size, *, mirrored: bool) -> View:
+        def look(rows: Rows) -> Tensor:
+            seen = self.network(images.flip(3) if mirrored else images, size)
+            part = seen[:, :, rows[0] : rows[1]]
+            return part.flip(3) if mirrored else part
 
+        return look
+
+    def _windowed(self, images: Tensor, size: Size, *, mirrored: bool) -> View:
+        window = self.options.window
+        assert window is not None
+        strip = Strip(
+            lambda cut: self.network(cut, window),
+            images,
+            window,
+            self.options.window_overlap,
+            batch=self.options.batch_size or _WINDOWS,
+            mirrored=mirrored,
+        )
         height = images.shape[2]
-        source = _rows_behind(rows, height, size[0])
-        overlap, batch = self.options.window_overlap, self.options.batch_size or _WINDOWS
-        found = blended(forward, images, window, overlap, batch=batch, rows=source)
-        return resized_part(found, (source[0], height), size, *rows)
+
+        def look(rows: Rows) -> Tensor:
+            source = _rows_behind(rows, height, size[0])
+            part = resized_part(strip.rows(*source), (source[0], height), size, *rows)
+            return part.flip(3) if mirrored else part
+
+        return look
 
 
-def _rows_behind(rows: tuple[int, int], source: int, height: int) -> tuple[int, int]:
+def _mean_probability(views: list[View], rows: Rows) -> Tensor:
+    total: Tensor | None = None
+    for view in views:
+        p = view(rows).softmax(dim=1)
+        total = p if total is None else total.add_(p)
+    assert total is not None, "an image is seen at least once"
+    return total.div_(len(views))
+
+
+def _rows_behind(rows: Rows, source: int, height: int) -> Rows:
     """Return which of `source` rows a bilinear resizing to `height` rows reads for some of them."""
     if source == height:
         return rows

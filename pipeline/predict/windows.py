@@ -50,48 +50,77 @@ def shares(length: int, window: int, begins: list[int]) -> Tensor:
     return torch.stack([taper / total[b : b + window] for b in begins]).float()
 
 
-def blended(
-    forward: Callable[[Tensor], Tensor],
-    images: Tensor,
-    window: tuple[int, int],
-    overlap: float,
-    *,
-    batch: int,
-    rows: tuple[int, int] | None = None,
-) -> Tensor:
-    """Return blended logits float32 [N, C, rows, W] of images [N, 3, H, W].
+class Strip:
+    """Blended logits of images [N, 3, H, W], asked for from top to bottom.
 
-    `forward` turns windows [n, 3, *window], n up to `batch`, into logits [n, C, *window]. `rows` is
-    a range of the image's rows: only the windows that touch it are run, and only it is held. An
-    image smaller than the window is padded up to it, its border repeated below and right.
+    `forward` turns windows [n, 3, *window], n up to `batch`, into logits [n, C, *window]. Each
+    window is run once; besides the rows asked for, those of one window's height are held. An image
+    smaller than the window is padded up to it, its border repeated below and right. `mirrored`
+    shows the network the mirrored images, and gives logits of those.
     """
-    width, (first, last) = images.shape[3], rows or (0, images.shape[2])
-    images = _grown(images, window)
-    axes = [(n, w, starts(n, w, overlap)) for n, w in zip(images.shape[2:], window, strict=True)]
-    high, wide = (shares(*axis).to(images.device) for axis in axes)
-    places = [
-        (n, (i, y), (j, x))
-        for n in range(len(images))
-        for i, y in enumerate(axes[0][2])
-        if y < last and y + window[0] > first
-        for j, x in enumerate(axes[1][2])
-    ]
-    total: Tensor | None = None
-    for begin in range(0, len(places), batch):
-        some = places[begin : begin + batch]
-        cut = [images[n, :, y : y + window[0], x : x + window[1]] for n, (_, y), (_, x) in some]
-        logits = forward(torch.stack(cut)).float()
-        if total is None:
-            shape = (len(images), logits.shape[1], last - first, images.shape[3])
-            total = logits.new_zeros(shape)
-        for one, (n, (i, y), (j, x)) in zip(logits, some, strict=True):
-            top, end = max(y, first), min(y + window[0], last)
-            weighted = one * high[i, :, None] * wide[j]
-            total[n, :, top - first : end - first, x : x + window[1]] += weighted[
-                :, top - y : end - y
-            ]
-    assert total is not None, "every row is covered by a window"
-    return total[..., :width]
+
+    def __init__(
+        self,
+        forward: Callable[[Tensor], Tensor],
+        images: Tensor,
+        window: tuple[int, int],
+        overlap: float,
+        *,
+        batch: int,
+        mirrored: bool = False,
+    ) -> None:
+        self._forward, self._batch, self._width = forward, batch, images.shape[3]
+        self._images = _grown(images.flip(3), window) if mirrored else _grown(images, window)
+        self._window = window
+        height, width = self._images.shape[2:]
+        self._down = starts(height, window[0], overlap)
+        self._across = starts(width, window[1], overlap)
+        device = images.device
+        self._high = shares(height, window[0], self._down).to(device)
+        self._wide = shares(width, window[1], self._across).to(device)
+        self._row = 0  # the next row of windows
+        self._held: Tensor | None = None
+        self._first = 0  # the image row that `_held` begins with
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Return logits float32 [N, C, last - first, W]; `first` never goes back."""
+        assert first >= self._first, "rows are asked for from top to bottom"
+        while self._row < len(self._down) and self._down[self._row] < last:
+            self._drop(min(first, self._down[self._row]))
+            self._run()
+        self._drop(first)
+        assert self._held is not None, "the first window begins at row 0"
+        return self._held[:, :, : last - first, : self._width]
+
+    def _drop(self, first: int) -> None:
+        """Let go of the rows before `first`."""
+        if self._held is not None:
+            self._held = self._held[:, :, first - self._first :]
+            self._first = first
+
+    def _run(self) -> None:
+        """Run the next row of windows and add it to what is held."""
+        y, high = self._down[self._row], self._high[self._row, :, None]
+        self._row += 1
+        places = [(n, i, x) for n in range(len(self._images)) for i, x in enumerate(self._across)]
+        for begin in range(0, len(places), self._batch):
+            some = places[begin : begin + self._batch]
+            cut = [self._images[n, :, y : y + self._window[0], x : x + self._window[1]]
+                   for n, _, x in some]  # fmt: skip
+            logits = self._forward(torch.stack(cut)).float()
+            held = self._grow(logits, y + self._window[0])
+            for one, (n, i, x) in zip(logits, some, strict=True):
+                at = held[n, :, y - self._first :, x : x + self._window[1]]
+                at += one * high * self._wide[i]
+
+    def _grow(self, logits: Tensor, last: int) -> Tensor:
+        """Return what is held with rows of zeros added, up to the image row `last`."""
+        have = self._first + (0 if self._held is None else self._held.shape[2])
+        if self._held is None or have < last:
+            shape = (len(self._images), logits.shape[1], last - have, self._images.shape[3])
+            more = logits.new_zeros(shape)
+            self._held = more if self._held is None else torch.cat([self._held, more], dim=2)
+        return self._held
 
 
 def _grown(images: Tensor, window: tuple[int, int]) -> Tensor:

@@ -41,12 +41,14 @@ def brute_guided(p, guide, radius, epsilon):
 
 
 @pytest.mark.parametrize(
-    ("radius", "epsilon", "contrast"),
-    [(1, 1e-3, 1.0), (4, 1e-3, 1.0), (4, 1e-4, 0.02), (30, 1e-2, 1.0)],
-    ids=["small", "usual", "flat image", "larger than the image"],
+    ("radius", "epsilon", "contrast", "colour"),
+    [(1, 1e-3, 1, 1), (6, 1e-4, 1, 1), (4, 1e-4, 0.02, 1), (6, 1e-4, 5, 0), (30, 1e-2, 1, 1)],
+    ids=["small", "usual", "flat", "grey", "larger than the image"],
 )
-def test_the_guided_filter_is_every_windows_regression(radius, epsilon, contrast):
+def test_the_guided_filter_is_every_windows_regression(radius, epsilon, contrast, colour):
     image = torch.from_numpy(street(1, 23, 31)).permute(2, 0, 1)[None].float() / 255
+    grey = image.mean(dim=1, keepdim=True)
+    image = grey + (image - grey) * colour
     image = 0.9 + (image - 0.5) * contrast * 0.2  # far from 0: squares cancel in float32
     p = noise(0, 1, 2, 23, 31).softmax(1)
     found = guided(p, image, radius, epsilon)[0].numpy()
@@ -79,7 +81,7 @@ def test_a_blurred_border_moves_onto_the_images_edge():
     left = torch.sigmoid((23.0 - torch.arange(40)) / 3).expand(1, 1, 40, 40)
     p = torch.cat([left, 1 - left], 1)
     assert (p.argmax(1)[0, 5] == 1).nonzero()[0] == 24
-    assert (GuidedFilter()(p, image).argmax(1)[0, 5] == 1).nonzero()[0] == 20
+    assert (GuidedFilter(8, 1e-3)(p, image).argmax(1)[0, 5] == 1).nonzero()[0] == 20
 
 
 def brute_crf(p, rgb, crf):

@@ -16,8 +16,12 @@ from pipeline.predict.options import LabelOptions
 from pipeline.predict.predictor import Predictor
 from pipeline.predict.tta import Augmentation
 from pipeline.predict.views import Views
-from pipeline.predict.windows import blended, shares, starts
+from pipeline.predict.windows import Strip, shares, starts
 from tests.pipeline.predicting import CPU, ENET, PLAIN, labels_of, noise, street
+
+
+def blended(network, images, window, overlap, batch):
+    return Strip(network, images, window, overlap, batch=batch).rows(0, images.shape[2])
 
 
 @given(st.integers(1, 400), st.integers(1, 100), st.floats(0, 0.9))
@@ -107,15 +111,15 @@ def test_bands_of_rows_are_rows_of_the_whole(refine, input_size):
     predictor = Predictor(load_model(PLAIN), CPU, options)
     whole, banded = (
         Views(predictor._logits_at, 11, options, input_size, band_bytes=most)
-        for most in (1 << 30, 1)
+        for most in (1 << 30, 4 * 11 * 90 * 37)
     )
     size = (230, 90)
     image = torch.from_numpy(street(5, *size)).permute(2, 0, 1)[None]
     with torch.inference_mode():
-        expected = whole.scores(image, size, (0, 230))
-        rows = banded.bands(size)
-        assert len(rows) > 1
-        found = torch.cat([banded.scores(image, size, r) for r in rows], dim=2)
+        ((_, expected),) = whole.scores(image, size)
+        parts = list(banded.scores(image, size))
+    assert [rows for rows, _ in parts] == [(r, min(r + 37, 230)) for r in range(0, 230, 37)]
+    found = torch.cat([scores for _, scores in parts], dim=2)
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
     assert whole.bands(size) == [(0, 230)]
 
