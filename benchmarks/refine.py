@@ -1,14 +1,16 @@
 """What the quality options of `segmill label` gain on labelled images, and what they cost.
 
-    python benchmarks/refine.py STORE --model run:DIR [--split test] [--images 40] [--way guided]
+    python benchmarks/refine.py STORE --model run:DIR [--split test] [--images 24] [--way guided]
 
 STORE holds the truth; every Nth image of the split is labelled in each way, in this process, on one
-thread of the CPU unless --device says otherwise. Prints mIoU, boundary IoU and seconds of the
-processor an image (wall seconds on a GPU), each beside its difference or ratio to the plain way.
+thread of the CPU unless --device says otherwise. Prints mIoU, boundary IoU, the calibration error
+of confidence and seconds of the processor an image (wall seconds on a GPU), each beside its
+difference or ratio to the plain way.
 
 Boundary IoU (Cheng et al., CVPR 2021): IoU of the parts of truth and prediction that lie within a
 share of the image's diagonal of their class's contour, 2 % there and 0.5 % for finer edges; the
-pixels of all images are added up by class, void ones left out, and classes averaged.
+pixels of all images are added up by class, void ones left out, and classes averaged. Calibration
+error (Guo et al., ICML 2017): mean distance of accuracy and confidence over 16 bins of confidence.
 """
 
 from __future__ import annotations
@@ -62,12 +64,17 @@ class Score:
     both: NDArray[np.int64] = field(init=False)
     either: NDArray[np.int64] = field(init=False)
     seconds: float = 0.0
+    bins: NDArray[np.float64] = field(default_factory=lambda: np.zeros((3, 16)))
+    """By confidence: pixels, those that are right, the sum of their confidence."""
 
     def __post_init__(self) -> None:
         self.both, self.either = np.zeros((2, 1 + len(SHARES), self.classes), np.int64)
 
-    def add(self, truth: NDArray[np.uint8], found: NDArray[np.uint8]) -> None:
-        valid = truth < self.classes
+    def add(self, truth: NDArray[np.uint8], predicted: Predicted) -> None:
+        valid, found = truth < self.classes, predicted.ids.astype(np.uint8)
+        sure = predicted.confidence[valid]
+        for n, weights in enumerate((None, (found == truth)[valid], sure / 255)):
+            self.bins[n] += np.bincount(sure >> 4, weights, 16)
         diagonal = np.hypot(*truth.shape)
         for c in np.union1d(truth[valid], found[valid]).tolist():
             a, b = truth == c, found == c
@@ -81,9 +88,10 @@ class Score:
         self.either[n, c] += int((a | b).sum())
 
     def means(self) -> list[float]:
-        """Return mIoU, then boundary IoU of each share, in per cent."""
+        """Return mIoU, boundary IoU of each share, and the calibration error, in per cent."""
         share = np.where(self.either > 0, self.both / np.maximum(self.either, 1), np.nan)
-        return (100 * np.nanmean(share, axis=1)).tolist()
+        error = np.abs(self.bins[1] - self.bins[2]).sum() / self.bins[0].sum()
+        return (100 * np.append(np.nanmean(share, axis=1), error)).tolist()
 
 
 def contour(mask: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
@@ -108,7 +116,7 @@ def measured(
         (found,) = predictor.predict([picture])
         score.seconds += clock() - start
         assert isinstance(found, Predicted), found
-        score.add(truth, found.ids.astype(np.uint8))
+        score.add(truth, found)
     return score
 
 
@@ -134,7 +142,7 @@ def main() -> None:
     parser.add_argument("store")
     parser.add_argument("--model", action="append", required=True)
     parser.add_argument("--split", default="test")
-    parser.add_argument("--images", type=int, default=40)
+    parser.add_argument("--images", type=int, default=24)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--way", action="append", choices=WAYS)
     parser.add_argument("--window", help="HxW, in every way")
@@ -149,8 +157,8 @@ def main() -> None:
     window = tuple(int(n) for n in asked.window.split("x")) if asked.window else None
     plain: Score | None = None
     edges = [f"boundary IoU {share:.1%}" for share in SHARES]
-    print(" | ".join(["| way", "mIoU", *edges, "s/image", "times plain |"]))
-    print("| --- " * (4 + len(SHARES)) + "|")
+    print(" | ".join(["| way", "mIoU", *edges, "calibration error", "s/image", "times plain |"]))
+    print("| --- " * (5 + len(SHARES)) + "|")
     for name in dict.fromkeys(["plain", *(asked.way or WAYS)]):
         options = LabelOptions(device=asked.device, window=window, **WAYS[name])
         score = measured(model, pairs, options)

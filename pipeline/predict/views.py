@@ -39,6 +39,8 @@ BAND_BYTES: Final = 128 << 20
 CRF_BYTES: Final = 1 << 30
 """Most that the probabilities of an image take which a dense CRF refines: it holds all at once."""
 _LEAST_P: Final = 1e-12
+_LEAST_ROWS: Final = 32
+"""Rows of a band: refinement does those around a band as well, and windows hold many more."""
 _WINDOWS: Final = 8
 """Windows in a forward pass where the user names no batch size."""
 
@@ -101,7 +103,7 @@ class Views:
         height, width = size
         if self.options.window is None or self.options.refine == "densecrf":
             return [(0, height)]
-        step = max(1, self.band_bytes // (4 * self.classes * width))
+        step = max(_LEAST_ROWS, self.band_bytes // (4 * self.classes * width))
         return [(a, min(a + step, height)) for a in range(0, height, step)]
 
     def scores(self, images: Tensor, size: Size) -> Iterator[tuple[Rows, Tensor]]:
