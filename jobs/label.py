@@ -43,7 +43,10 @@ def label(
     ],
     store: Annotated[str, typer.Argument(help="The label store to write to; made when absent.")],
     model: Annotated[
-        str, typer.Option(help="The model: run:DIR, hf:, onnx:FILE, ...: docs/models.md")
+        list[str],
+        typer.Option(
+            help="The model: run:DIR, hf:, onnx:FILE, ...: docs/models.md; several: their mean."
+        ),
     ],
     weights: Annotated[str | None, typer.Option(help="Weights to load into it.")] = None,
     label_space: Annotated[
@@ -75,6 +78,20 @@ def label(
     confidence: Annotated[
         bool, typer.Option("--confidence", help="Keep each pixel's confidence as well.")
     ] = False,
+    window: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Label large images through sliding windows.")
+    ] = None,
+    overlap: Annotated[
+        float | None, typer.Option(help="Share of a window in common with the next; 0.25.")
+    ] = None,
+    tta: Annotated[
+        str | None, typer.Option(help="Average over scales and mirrors: flip, or 0.75,1,1.25,flip.")
+    ] = None,
+    refine: Annotated[str, typer.Option(help="none, guided or densecrf: follow edges.")] = "none",
+    min_confidence: Annotated[
+        str | None,
+        typer.Option(metavar="P|NAME=P,…|FILE", help="Pixels less sure than that become void."),
+    ] = None,
     where: Annotated[
         str | None, typer.Option(help="Which rows of a store: an SQL condition on its columns.")
     ] = None,
@@ -115,10 +132,13 @@ def label(
 ) -> None:
     """Label images in bulk: listed, minus what is done, on segmenters, exactly once."""
     with command("label", as_json=as_json, debug=debug, max_errors=max_errors) as summary:
-        from pipeline.labelling import LabelJob, label_digest
+        from pipeline.labelling import LabelJob, label_digest, void_share
         from pipeline.labelling import label as label_images
+        from pipeline.models.ensemble import uri_of
         from pipeline.models.uri import absolute
-        from pipeline.predict.options import LabelOptions
+        from pipeline.predict.options import LabelOptions, check_model
+        from pipeline.predict.thresholds import Thresholds
+        from pipeline.predict.tta import Augmentation
         from pipeline.runs.choice import Choice
         from pipeline.segmenter import SegmenterFactory
         from pipeline.store import Store
@@ -131,11 +151,18 @@ def label(
             decode=cast("Any", decode),
             pad_limit=pad_limit,
             compile=compiled,
-            input_size=_size(input_size),
+            input_size=_size("--input-size", input_size),
+            window=_size("--window", window),
+            overlap=overlap,
+            tta=Augmentation.parse(tta) if tta else Augmentation(),
+            refine=cast("Any", refine),
+            min_confidence=Thresholds.parse(min_confidence) if min_confidence else Thresholds(),
         )
-        model, weights = absolute(model), absolute(weights) if weights else None
-        factory = SegmenterFactory(model, weights, label_space, options)
+        uri = uri_of([absolute(m) for m in model])
+        weights = absolute(weights) if weights else None
+        factory = SegmenterFactory(uri, weights, label_space, options)
         loaded = factory.load()  # workers in this process use it too; those of Ray load their own
+        check_model(loaded, options)
         digest, space = label_digest(loaded.digest, options), loaded.label_space
         resources = _resources(actors, gpus_per_actor, address)
         if dry_run:
@@ -172,6 +199,10 @@ def label(
         summary.paths["store"] = target.url
         summary.figures |= {"model_digest": digest, "label_space": space.name}
         summary.figures["changed"] = report.changed
+        if options.min_confidence:
+            share = void_share(target.latest(), report.run)
+            summary.figures["void_share"] = round(share, 6)
+            note(f"{share:.1%} of the pixels labelled now are void: --min-confidence")
         if report.failed:
             _tell(target, report.run)
 
@@ -215,13 +246,13 @@ def _batch(text: str) -> int | None:
     return int(text)
 
 
-def _size(text: str | None) -> tuple[int, int] | None:
+def _size(option: str, text: str | None) -> tuple[int, int] | None:
     """Read HxW."""
     if text is None:
         return None
     height, _, width = text.lower().partition("x")
     if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
-        raise UsageError(f"--input-size is HxW, like 360x480, not {text!r}")
+        raise UsageError(f"{option} is HxW, like 360x480, not {text!r}")
     return int(height), int(width)
 
 

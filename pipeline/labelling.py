@@ -44,6 +44,23 @@ def label_digest(model_digest: str, options: LabelOptions) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
+def void_share(store: Store, run: str) -> float:
+    """Return the share of pixels that are void in the rows that a run wrote, 0 where it has none.
+
+    Read from the rows' class counts: the masks are left alone.
+    """
+    import pyarrow.compute as pc
+
+    void = pixels = 0
+    of_run = pc.field("provenance", "run") == run
+    for batch in store.scan(["label_space", "classes"], of_run, 4096):
+        for row in batch.to_pylist():
+            ignored = store.space(row["label_space"]).ignore_index
+            pixels += sum(c["pixels"] for c in row["classes"])
+            void += sum(c["pixels"] for c in row["classes"] if c["id"] == ignored)
+    return void / pixels if pixels else 0.0
+
+
 def list_samples(
     source: str, digest: str, *, dataset: str = "", where: str | None = None
 ) -> Iterator[Sample]:

@@ -11,6 +11,7 @@
 | `export:<file>.pt2`, `script:<file>` | programs of torch.export and TorchScript |
 | `run:<directory>` | a model directory: model.json and weights.safetensors |
 | `python:package.module:factory` | a function of the user's own |
+| `ensemble:URI|URI` | several models, their probabilities averaged |
 
 Directories and files lie on any file system; `docs/models.md` has the options of each kind.
 Importing this package imports no torch; loading a model does.
@@ -65,6 +66,7 @@ MODELS: Final[Mapping[str, ModelSpec]] = {
 """The zoo: architectures of our own."""
 
 KINDS: Final[Mapping[str, str]] = {
+    "ensemble": "pipeline.models.ensemble",
     "export": "pipeline.models.export",
     "hf": "pipeline.models.hf",
     "onnx": "pipeline.models.onnx",

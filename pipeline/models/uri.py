@@ -64,7 +64,8 @@ def parse(text: str) -> ModelUri:
     kind, colon, rest = text.partition(":")
     if not colon or rest.startswith("//"):  # a plain path, or a URL of one
         kind, rest = "", text
-    name, _, query = rest.partition("?")
+    # An ensemble's name is the URIs of its members, each with options of its own.
+    name, _, query = (rest, "", "") if kind == "ensemble" else rest.partition("?")
     kind = kind or _SUFFIXES.get(os.path.splitext(name)[1].lower(), "run")
     if not name:
         raise UsageError(f"model URI {text!r} names no model: write KIND:NAME, like zoo:enet")

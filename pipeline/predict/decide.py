@@ -31,11 +31,21 @@ class Frame:
     size: tuple[int, int]
 
 
-def decide(logits: Tensor, frame: Frame, ids: Tensor, most_bytes: int) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Pixels whose best class c is less probable than `least[c]` [C] get the id `void` []."""
+
+    least: Tensor
+    void: Tensor
+
+
+def decide(
+    logits: Tensor, frame: Frame, ids: Tensor, most_bytes: int, cut: Cut | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the ids [N, H, W] of the best classes, and uint8 round(255 p) of their softmax.
 
     `logits` [N, C, h, w] cover the input; channel c is the class `ids[c]`. At the images' size
-    at most about `most_bytes` of logits are held at a time.
+    at most about `most_bytes` of logits are held at a time. `cut` leaves confidence as it is.
     """
     count, (height, width) = len(logits), frame.size
     best = torch.empty((count, height, width), dtype=ids.dtype, device=logits.device)
@@ -48,7 +58,10 @@ def decide(logits: Tensor, frame: Frame, ids: Tensor, most_bytes: int) -> tuple[
             top, index = part.max(dim=1)
             # p of the best class is 1 / sum(exp(logit - top)): no full softmax is kept.
             shares = (part - top.unsqueeze(1)).exp_().sum(dim=1)
-            best[some, at] = ids[index]
+            chosen = ids[index]
+            if cut is not None:
+                chosen = torch.where(1 / shares < cut.least[index], cut.void, chosen)
+            best[some, at] = chosen
             confidence[some, at] = (255 / shares).round_().to(torch.uint8)
     return best, confidence
 
@@ -80,20 +93,31 @@ def resized_rows(logits: Tensor, size: tuple[int, int], start: int, stop: int) -
 
     As `interpolate(..., align_corners=False)` has them, to rounding.
     """
-    part = _rows(logits, size[0], start, stop)
+    return resized_part(logits, (0, logits.shape[2]), size, start, stop)
+
+
+def resized_part(
+    held: Tensor, of: tuple[int, int], size: tuple[int, int], start: int, stop: int
+) -> Tensor:
+    """Return the same of logits of which only some rows are held.
+
+    `of` is the first row that is held, and how many rows the whole has.
+    """
+    part = _rows(held, of, size[0], start, stop)
     if part.shape[3] != size[1]:
         part = F.interpolate(part, (stop - start, size[1]), mode="bilinear", align_corners=False)
     return part
 
 
-def _rows(logits: Tensor, height: int, start: int, stop: int) -> Tensor:
-    have = logits.shape[2]
+def _rows(held: Tensor, of: tuple[int, int], height: int, start: int, stop: int) -> Tensor:
+    first, have = of
     if have == height:
-        return logits[:, :, start:stop].float()
-    rows = torch.arange(start, stop, device=logits.device, dtype=torch.float64)
+        return held[:, :, start - first : stop - first].float()
+    rows = torch.arange(start, stop, device=held.device, dtype=torch.float64)
     place = ((rows + 0.5) * (have / height) - 0.5).clamp_(0, have - 1)
     above = place.long()
     below = (above + 1).clamp_(max=have - 1)
     share = (place - above).to(torch.float32).view(-1, 1)
-    upper, lower = logits.index_select(2, above).float(), logits.index_select(2, below).float()
+    above, below = above - first, below - first
+    upper, lower = held.index_select(2, above).float(), held.index_select(2, below).float()
     return upper.mul_(1 - share).add_(lower.mul_(share))

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
-from pipeline.errors import UsageError
+from pipeline.errors import MissingExtra, UsageError
+from pipeline.predict.thresholds import Thresholds
+from pipeline.predict.tta import Augmentation
+
+if TYPE_CHECKING:
+    from pipeline.models.loaded import LoadedModel
 
 Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: Final = get_args(Precision)
 Decoding = Literal["full", "reduced"]
 DECODINGS: Final = get_args(Decoding)
+Refine = Literal["none", "guided", "densecrf"]
+REFINERS: Final = get_args(Refine)
+OVERLAP: Final = 0.25
+_LEAST_WINDOW, _MOST_WINDOW = 16, 8192
+_MOST_OVERLAP: Final = 0.9
+"""More would run a network over every pixel more than a hundred times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +47,13 @@ class LabelOptions:
     device: str = "auto"
     threads: int | None = None
     """Threads that read, decode and encode beside the device; None: by the cores and devices."""
+    window: tuple[int, int] | None = None
+    """Height and width of a sliding window; images keep their size unless `input_size` is given."""
+    overlap: float | None = None
+    """Share of a window that it has in common with the next; None: `OVERLAP`."""
+    tta: Augmentation = field(default_factory=Augmentation)
+    refine: Refine = "none"
+    min_confidence: Thresholds = field(default_factory=Thresholds)
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -45,6 +64,34 @@ class LabelOptions:
             raise UsageError(f"--batch-size is at least 1, or auto, not {self.batch_size}")
         if not 0 <= self.pad_limit <= 1:
             raise UsageError(f"--pad-limit is a share, 0 to 1, not {self.pad_limit}")
+        if self.refine not in REFINERS:
+            raise UsageError(f"--refine takes {', '.join(REFINERS)}, not {self.refine!r}")
+        self._check_window()
+
+    def _check_window(self) -> None:
+        if self.window and not all(_LEAST_WINDOW <= n <= _MOST_WINDOW for n in self.window):
+            size = "{}x{}".format(*self.window)
+            raise UsageError(
+                f"--window is {_LEAST_WINDOW} to {_MOST_WINDOW} pixels a side, not {size}"
+            )
+        if self.overlap is None:
+            return
+        if self.window is None:
+            raise UsageError("--overlap is of windows: give --window HxW with it")
+        if not 0 <= self.overlap <= _MOST_OVERLAP:
+            raise UsageError(
+                f"--overlap is a share of the window, 0 to {_MOST_OVERLAP:g}, not {self.overlap:g}"
+            )
+
+    @property
+    def window_overlap(self) -> float:
+        """Return the share of a window that it has in common with the next."""
+        return OVERLAP if self.overlap is None else self.overlap
+
+    @property
+    def in_views(self) -> bool:
+        """Tell whether labels take more than one plain look at an image."""
+        return bool(self.window) or self.refine != "none" or self.tta != Augmentation()
 
     def output_identity(self) -> list[str]:
         """Return what, beyond the model, changes the labels: part of the model digest."""
@@ -55,4 +102,40 @@ class LabelOptions:
             said.append(f"pad_limit={self.pad_limit:g}")
         if self.decode != "full":
             said.append(f"decode={self.decode}")
+        if self.window:
+            said.append("window={}x{}".format(*self.window))
+            said.append(f"overlap={float(self.window_overlap)!r}")
+        if self.tta != Augmentation():
+            said.append(f"tta={self.tta}")
+        if self.refine != "none":
+            said.append(f"refine={self.refine}")
+        if self.min_confidence:
+            said.append(f"min_confidence={self.min_confidence}")
         return said
+
+
+def check_model(model: LoadedModel, options: LabelOptions) -> None:
+    """Check that options fit a model and this machine: before work starts, and on each worker.
+
+    Raises:
+        UsageError: a threshold names no class of the model, an ensemble leaves the size open, or a
+            model that finds objects is asked for what is done to label maps.
+        MissingExtra: the refinement needs a package that is not installed.
+    """
+    options.min_confidence.by_channel(model.label_space)
+    if model.objects is not None and (options.in_views or options.min_confidence):
+        raise UsageError(
+            f"{model.uri} finds objects; --window, --tta, --refine and --min-confidence are for "
+            "label maps: leave them out (its URI takes ?score= for the objects that are kept)"
+        )
+    if options.refine == "densecrf" and find_spec("pydensecrf") is None:
+        raise MissingExtra("--refine densecrf", "crf")
+    if model.architecture.kind != "ensemble" or options.input_size or options.window:
+        return
+    inputs = [m["preprocessing"] for m in model.architecture.options["members"]]
+    sizes = {str(p["size"] or p.get("edge")) for p in inputs}
+    if len(sizes) > 1:
+        raise UsageError(
+            f"{model.uri}: the models were trained on inputs of different sizes (height and width "
+            f"{', '.join(sorted(sizes))}); give --input-size or --window"
+        )

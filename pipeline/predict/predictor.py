@@ -4,7 +4,7 @@
     labels = pending.result()               # waits for the device
 
 The parts, each of which options may replace or wrap: pixels go up (`Lanes.up`), become the model's
-input (`_input`), logits (`_forward`), and ids with confidence (`decide`), which come down.
+input (`_input`), logits (`_logits`), and ids with confidence (`decide`), which come down.
 
 An answer depends on the image alone, never on those beside it in a batch: images are resized or
 padded by their own size, and a batch holds images whose inputs have one shape.
@@ -22,10 +22,12 @@ from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from pipeline.errors import ImageTooLarge, InputError, ModelError
 from pipeline.predict.compiled import Compiled
-from pipeline.predict.decide import Frame, decide
+from pipeline.predict.decide import Cut, Frame, bands, decide
 from pipeline.predict.instances import Canvas, find
 from pipeline.predict.lanes import Arriving, Lanes, seconds_between
+from pipeline.predict.options import check_model
 from pipeline.predict.shapes import CPU_BATCH, BatchSizes, Shape, padded_length
+from pipeline.predict.views import Views
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -106,11 +108,15 @@ class Predictor:
     """One model on one device; turns images of one input shape into label maps."""
 
     def __init__(self, model: LoadedModel, device: torch.device, options: LabelOptions) -> None:
+        check_model(model, options)
         self._model, self._device, self._options = model, device, options
         self._space = model.label_space
         prep = model.preprocessing
         if options.input_size is not None:
             prep = replace(prep, size=options.input_size)
+        elif options.window:
+            # Windows see images at their own size, whatever the network was trained at.
+            prep = replace(prep, size=None, edge=None)
         self._inside, self._multiple = prep.inside, prep.multiple
         self._resizes = prep.size is not None or prep.edge is not None
         self._network: Callable[[Tensor], Tensor] = (
@@ -126,19 +132,24 @@ class Predictor:
         lut = np.array(self._space.train_ids).astype(self._space.dtype)
         # As int16: CUDA has few operations on uint16. The bits are the same.
         self._ids = torch.from_numpy(lut if lut.itemsize == 1 else lut.view(np.int16)).to(device)
+        self._cut = self._thresholds()
+        self._views: Views | None = None
+        if options.in_views:
+            self._views = Views(self._logits_at, len(lut), options, self._inside)
 
     def input_shape(self, height: int, width: int) -> Shape:
         """Return the height and width of the model's input for an image of that size.
 
         Images with the same input shape may stand in one batch.
         """
+        return self._grid(*self._inside(height, width))
+
+    def _grid(self, rows: int, columns: int) -> Shape:
+        """Return what sides are padded to, so that images of nearly one size share a batch."""
         fixed = self._resizes or self._model.objects is not None
         limit = 0.0 if fixed else self._options.pad_limit
-        rows, columns = self._inside(height, width)
-        return (
-            padded_length(rows, self._multiple, limit),
-            padded_length(columns, self._multiple, limit),
-        )
+        high, wide = (padded_length(n, self._multiple, limit) for n in (rows, columns))
+        return high, wide
 
     def enough(self, height: int, width: int) -> Shape | None:
         """Return the size that an image may be decoded at, as the model sees no more; or None."""
@@ -185,43 +196,82 @@ class Predictor:
             return None
         height, width = images[0].size
         cause = f"{width} x {height} pixels don't fit the model's memory"
-        too_large = ImageTooLarge(images[0].path, cause, "scale it down, or give --input-size")
+        too_large = ImageTooLarge(
+            images[0].path, cause, "scale it down, or give --input-size or --window"
+        )
         return Pending((), ((places[0], too_large),), self._space.dtype, ())
 
     def _begin(self, images: Sequence[Picture], places: Sequence[int]) -> Pending:
         alike: dict[tuple[Shape, Shape], list[int]] = {}
         for n, image in enumerate(images):
             alike.setdefault((image.pixels.shape[:2], image.size), []).append(n)
+        if self._views is not None:
+            return self._begin_views(self._views, images, places, list(alike.values()))
         uploaded = [
             (self._lanes.up([images[n].pixels for n in some]), size)
             for (_, size), some in alike.items()
         ]
         begin = self._lanes.mark()
         inputs = torch.cat([self._input(pixels, size) for pixels, size in uploaded])
-        with self._autocast():
-            logits = self._forward(inputs.contiguous(memory_format=torch.channels_last))
         if self._model.objects is not None:
-            order = [n for some in alike.values() for n in some]
-            found = [
-                (places[n], self._objects(raw, images[n].size))
-                for n, raw in zip(order, logits, strict=True)
-            ]
-            return Pending((), tuple(found), self._space.dtype, ((begin, self._lanes.mark()),))
-        if logits.shape[1] != len(self._ids):
-            raise ModelError(
-                f"{self._model.uri}: the model has {logits.shape[1]} classes, label space "
-                f"{self._space.name!r} has {len(self._ids)}; name another with --label-space"
-            )
+            order = [places[n] for some in alike.values() for n in some]
+            sizes = [size for (_, size), some in alike.items() for _ in some]
+            raw = self._output(inputs)
+            found = [self._objects(*one) for one in zip(raw, sizes, strict=True)]
+            marks = ((begin, self._lanes.mark()),)
+            return Pending((), tuple(zip(order, found, strict=True)), self._space.dtype, marks)
+        logits = self._logits(inputs)
         seen = (inputs.shape[2], inputs.shape[3])
         groups, first = [], 0
         for (_, size), some in alike.items():
             frame = Frame(seen, self._inside(*size), size)
             part = logits[first : first + len(some)]
-            ids, confidence = decide(part, frame, self._ids, _LOGITS_BYTES)
+            ids, confidence = decide(part, frame, self._ids, _LOGITS_BYTES, self._cut)
             first += len(some)
             where = tuple(places[n] for n in some)
             groups.append(_Group(where, self._lanes.down(ids), self._lanes.down(confidence)))
         return Pending(tuple(groups), (), self._space.dtype, ((begin, self._lanes.mark()),))
+
+    def _begin_views(
+        self,
+        views: Views,
+        images: Sequence[Picture],
+        places: Sequence[int],
+        alike: Sequence[Sequence[int]],
+    ) -> Pending:
+        """Begin a batch whose images are seen several times, each size for itself."""
+        groups: list[_Group] = []
+        errors: list[tuple[int, InputError]] = []
+        begin = self._lanes.mark()
+        for some in alike:
+            first = images[some[0]]
+            if cause := views.too_large(first.size):
+                mend = "leave the dense CRF out for it: --refine guided has no limit"
+                errors += [(places[n], ImageTooLarge(images[n].path, cause, mend)) for n in some]
+                continue
+            pixels = self._lanes.up([images[n].pixels for n in some]).permute(0, 3, 1, 2)
+            ids, confidence = views.labels(pixels, first.size, self._ids, self._cut)
+            where = tuple(places[n] for n in some)
+            groups.append(_Group(where, self._lanes.down(ids), self._lanes.down(confidence)))
+        marks = ((begin, self._lanes.mark()),)
+        return Pending(tuple(groups), tuple(errors), self._space.dtype, marks)
+
+    def _logits_at(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return logits float32 [N, C, *size] of RGB [N, 3, h, w], 0..255 of any type."""
+        inside = (pixels.shape[2], pixels.shape[3])
+        inputs = self._padded((pixels.to(torch.float32) - self._mean) * self._scale)
+        frame = Frame((inputs.shape[2], inputs.shape[3]), inside, size)
+        ((_, logits),) = bands(self._logits(inputs), frame, size[0])
+        return logits
+
+    def _thresholds(self) -> Cut | None:
+        """Return what pixels too unsure become, None where any confidence will do."""
+        if not self._options.min_confidence:
+            return None
+        least = self._options.min_confidence.by_channel(self._space)
+        void = np.array([self._space.ignore_index]).astype(self._space.dtype)
+        value = torch.from_numpy(void if void.itemsize == 1 else void.view(np.int16))
+        return Cut(torch.tensor(least, device=self._device), value[0].to(self._device))
 
     def _input(self, pixels: Tensor, size: Shape) -> Tensor:
         """Return uint8 [N, h, w, 3], of images of a size, as the input: float32 [N, 3, H, W]."""
@@ -230,13 +280,32 @@ class Predictor:
         inside = self._inside(*size)
         if inside != tuple(image.shape[2:]):
             image = F.interpolate(image, inside, mode="bilinear", antialias=True)
-        shape = self.input_shape(*size)
-        down, right = shape[0] - image.shape[2], shape[1] - image.shape[3]
+        return self._padded(image)
+
+    def _padded(self, image: Tensor) -> Tensor:
+        """Return images with their border repeated below and right, to sizes that batches share."""
+        high, wide = self._grid(image.shape[2], image.shape[3])
+        down, right = high - image.shape[2], wide - image.shape[3]
         return F.pad(image, (0, right, 0, down), mode="replicate") if down or right else image
 
-    def _forward(self, inputs: Tensor) -> Tensor:
-        """Return the logits [N, C, h, w] of inputs [N, 3, H, W]."""
-        return self._network(inputs)
+    def _logits(self, inputs: Tensor) -> Tensor:
+        """Return the logits [N, C, h, w] of inputs [N, 3, H, W], in the precision asked for.
+
+        Raises:
+            ModelError: the model's channels are not its label space's classes.
+        """
+        logits: Tensor = self._output(inputs)
+        if logits.shape[1] != len(self._ids):
+            raise ModelError(
+                f"{self._model.uri}: the model has {logits.shape[1]} classes, label space "
+                f"{self._space.name!r} has {len(self._ids)}; name another with --label-space"
+            )
+        return logits
+
+    def _output(self, inputs: Tensor) -> Any:
+        """Return what the network says of inputs [N, 3, H, W], in the precision asked for."""
+        with self._autocast():
+            return self._network(inputs.contiguous(memory_format=torch.channels_last))
 
     def _objects(self, raw: BoxMasks | QueryMasks, size: Shape) -> Predicted:
         found = find(raw, self._model, Canvas(self._inside(*size), self._multiple, size))

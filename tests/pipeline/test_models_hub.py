@@ -15,7 +15,8 @@ from pipeline.models import load_model
 from pipeline.models.directory import save_model
 from pipeline.models.loaded import QueryMasks
 from pipeline.predict.options import LabelOptions
-from pipeline.predict.predictor import Picture, Predictor
+from pipeline.predict.predictor import Predictor
+from tests.pictures import picture
 
 transformers = pytest.importorskip("transformers")
 
@@ -159,7 +160,7 @@ def test_the_input_is_the_processors(saved, kind, shape):
     model.module = spy = Spy()
     rows, columns = np.mgrid[: shape[0], : shape[1]]
     image = np.stack([rows * 2, columns * 2, rows + columns], axis=-1).astype(np.uint8)
-    Predictor(model, torch.device("cpu"), LabelOptions()).predict([Picture(image, shape, "x")])
+    Predictor(model, torch.device("cpu"), LabelOptions()).predict([picture(image)])
     ours = spy.seen.flip(1) if bgr else spy.seen
     theirs = processor(images=image, return_tensors="pt")["pixel_values"]
     inside = model.preprocessing.inside(*shape)

@@ -23,6 +23,7 @@ from pipeline.models.loaded import BoxMasks, LoadedModel, Objects, Preprocessing
 from pipeline.predict.instances import Canvas, find
 from pipeline.predict.options import LabelOptions
 from pipeline.predict.predictor import Predictor
+from tests.pictures import picture
 
 SPACE = numbered_space(4)
 PLAIN = Preprocessing((0.0,) * 3, (1.0,) * 3)
@@ -125,8 +126,8 @@ def test_mask_rcnn_is_torchvisions(rcnn):
     theirs.load_state_dict(own, strict=False)
     image = np.random.default_rng(0).integers(0, 256, (45, 75, 3), dtype=np.uint8)
     predictor = Predictor(rcnn, torch.device("cpu"), LabelOptions())
-    first, second = predictor.predict([image, image[::-1].copy()], ["a", "b"])
-    alone = predictor.predict([image[::-1].copy()], ["b"])[0]
+    first, second = predictor.predict([picture(image), picture(image[::-1].copy())])
+    alone = predictor.predict([picture(image[::-1].copy())])[0]
     assert first.ids is None
     assert first.confidence is None
     with torch.inference_mode():
@@ -287,7 +288,7 @@ def test_a_mask_of_a_panoptic_model_is_a_cell(tmp_path):
 
     model = replace(model_of("panoptic", 0.3), module=Fake())
     predictor = Predictor(model, torch.device("cpu"), LabelOptions())
-    one = predictor.predict([np.zeros((48, 96, 3), np.uint8)], ["x"])[0]
+    one = predictor.predict([picture(np.zeros((48, 96, 3), np.uint8))])[0]
     assert one.ids.shape == one.confidence.shape == (48, 96)
     assert np.array_equal(masks.decode(masks.encode(one.ids, SPACE.cell_palette())), one.ids)
 

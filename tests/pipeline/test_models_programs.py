@@ -22,6 +22,7 @@ from pipeline.models.pt2 import _is_plain
 from pipeline.models.uri import absolute, parse
 from pipeline.predict.options import LabelOptions
 from pipeline.predict.predictor import Predictor
+from tests.pictures import picture
 
 FIVE = list("abcde")
 
@@ -90,7 +91,7 @@ def test_a_program_of_one_size_takes_images_in_turns(exported, net):
     assert (model.preprocessing.size, model.preprocessing.multiple) == ((64, 96), 1)
     assert close(model, net, inputs(5))
     image = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
-    one = Predictor(model, torch.device("cpu"), LabelOptions()).predict([image], ["x"])[0]
+    one = Predictor(model, torch.device("cpu"), LabelOptions()).predict([picture(image)])[0]
     assert one.ids.shape == (90, 70)
     with pytest.raises(ModelError, match=r"\[2, 3, 32, 64\].*\?size="):
         model.module(inputs(2, (32, 64)))
@@ -364,7 +365,7 @@ def test_onnx_of_bytes_gets_bytes(tmp_path):
     judge = onnx_file(tmp_path / "m.onnx", kind="UINT8", metadata={"names": str(FIVE)})
     model = load_model(f"{tmp_path}/m.onnx?multiple=1")
     image = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
-    one = Predictor(model, torch.device("cpu"), LabelOptions()).predict([image], ["x"])[0]
+    one = Predictor(model, torch.device("cpu"), LabelOptions()).predict([picture(image)])[0]
     want = judge(torch.from_numpy(image).permute(2, 0, 1)[None]).argmax(1)[0]
     assert np.array_equal(one.ids, want)
 
