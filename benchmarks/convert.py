@@ -137,7 +137,14 @@ def main() -> None:
         run(
             "Cityscapes to VOC",
             ours(city, CITY, "voc")
-            | ({"Datumaro": peer("datumaro_convert", city, CITY, out, VOC)} if theirs else {}),
+            | (
+                {
+                    "Datumaro, PNGs copied": peer("datumaro_convert", city, CITY, out, VOC),
+                    "Datumaro, JPEGs": peer("datumaro_convert", city, CITY, out, VOC, ".jpg"),
+                }
+                if theirs
+                else {}
+            ),
         )
         store = segmill("ingest", str(voc), str(out), "--format", "voc", "--embed-images")
         run(

@@ -25,10 +25,12 @@ class Figures:
 
 def once(command: list[str], **env: str) -> Figures:
     """Run a command to its end; its output goes nowhere unless it fails."""
+    # Installed packages come with their byte code: ours must not be compiled in every start.
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     start = time.perf_counter()
     process = subprocess.Popen(
         command,
-        env={**os.environ, **env},
+        env={**kept, **env},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )

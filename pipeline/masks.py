@@ -73,6 +73,8 @@ _MOST_NAMED: Final = 20
 def encode(mask: LabelMap, palette: bytes | None = None) -> bytes:
     """Return the mask cell of [H, W] uint8 or uint16: the same bytes for the same pixels, always.
 
+    Within `png.quickly`, for files that no store keeps, the same pixels in other bytes.
+
     `palette` is 256 RGB entries (768 bytes), as `LabelSpace.palette` gives them; without one an
     8-bit cell is grey. A 16-bit cell is always grey.
 
