@@ -71,9 +71,9 @@ def _once(batches: Iterable[pa.RecordBatch], opts: dict[str, Any]) -> Iterator[p
     """Yield the rows of each path once, with its fingerprint."""
     last = None
     for batch in batches:
-        fresh = batch["path"].to_numpy(zero_copy_only=False)
-        new = np.append(last is None or fresh[0] != last, fresh[1:] != fresh[:-1])
-        last = fresh[-1]
+        paths = batch["path"]
+        new = np.append(paths[0].as_py() != last, _mask(pc.not_equal(paths[1:], paths[:-1])))
+        last = paths[-1].as_py()
         kept = batch if new.all() else batch.filter(pa.array(new))
         if kept.num_rows:
             yield from _with_fingerprints(kept, opts)
@@ -244,7 +244,7 @@ def _resolved(base: str, texts: pa.Array) -> tuple[pa.Array, pa.Array]:
     files = absolute & ~url
     files &= ~_matches(texts, _ODD_ABSOLUTE, files)
     links = _matches(texts, _PLAIN_URL, url)
-    links &= ~_matches(texts, "(?i)^file:", url)
+    links &= ~_matches(texts, "(?i)^file:", _mask(pc.starts_with(texts, "f", ignore_case=True)))
     paths = texts
     if relative.any():
         joined = pc.binary_join_element_wise(prefix, texts, "")
