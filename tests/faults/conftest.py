@@ -20,12 +20,16 @@ if TYPE_CHECKING:
     from pipeline.record import Record
 
 
+PATIENT = {"RAY_raylet_start_wait_time_s": "300"}
+"""A machine that is busy takes more than Ray's minute to start a node."""
+
+
 @pytest.fixture(scope="session")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """Give a bucket of images, one of them magenta; nothing that ran on it is left afterwards."""
     # Short, as sockets lie there; its own, as Ray leaves word of a cluster for the next session.
     ray_files = tempfile.mkdtemp(prefix="ray-")
-    made = Stage(tmp_path_factory.mktemp("stage"), {"RAY_TMPDIR": ray_files})
+    made = Stage(tmp_path_factory.mktemp("stage"), {"RAY_TMPDIR": ray_files, **PATIENT})
     write_scenes(made.images, IMAGES, height=48, width=80)
     magenta = np.full((48, 80, 3), (255, 0, 255), np.uint8)
     cv2.imwrite(str(made.images / f"{POISON}.jpg"), magenta)
@@ -54,8 +58,8 @@ def undisturbed(stage: Stage) -> list[Record]:
 class Nodes:
     """The cluster's steering wheel."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
+    def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
+        self._process, self._log = process, log
         self.address = self._said()
 
     def _said(self) -> str:
@@ -64,7 +68,7 @@ class Nodes:
         for line in self._process.stdout:
             if line.startswith(SAYS):
                 return line.removeprefix(SAYS).strip()
-        raise AssertionError("the cluster died")
+        raise AssertionError(f"the cluster died: {self._log.read_text()[-2000:]}")
 
     def do(self, step: str) -> None:
         assert self._process.stdin is not None
@@ -76,11 +80,11 @@ class Nodes:
 @pytest.fixture(scope="session")
 def nodes(stage: Stage) -> Iterator[Nodes]:
     """Start a cluster of a head without CPUs and two nodes of one, in processes of their own."""
-    process = stage.spawn(
-        "-m", "tests.faults.cluster", stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
+    said = stage.place / "cluster.log"
+    with said.open("w") as log:
+        process = stage.spawn("-m", "tests.faults.cluster", stdin=subprocess.PIPE, stderr=log)
     try:
-        yield Nodes(process)
+        yield Nodes(process, said)
         assert process.stdin is not None
         process.stdin.close()
         process.wait(30)

@@ -36,6 +36,8 @@ class Steered(nn.Module):
             node = sys.modules["ray"].get_runtime_context().get_node_id()
         with open(place / "log", "a") as log:
             log.write(f"{os.getpid()} {node} {len(image)}\n")
+        while (place / "hold").exists():
+            time.sleep(0.02)
         if (place / "pause").exists():
             time.sleep(float((place / "pause").read_text()))
         magenta = (image[:, 0].amin((1, 2)) > 2) & (image[:, 1].amax((1, 2)) < -1.8)

@@ -41,7 +41,7 @@ class Job:
 
     def end(self, code: int | None = 0) -> tuple[dict[str, Any], str]:
         """Wait for its end; return the summary and what it said on stderr."""
-        out, err = self.process.communicate(timeout=150)
+        out, err = self.process.communicate(timeout=400)
         assert code in (None, self.process.returncode), err
         return (json.loads(out.splitlines()[-1]) if out else {}), err
 
@@ -96,7 +96,7 @@ class Stage:
 
     def steer(self, **files: str) -> None:
         """Tell the models what to do from now on, and forget what they did."""
-        for name in ("log", "pause", "poison"):
+        for name in ("log", "hold", "pause", "poison"):
             (self.place / name).unlink(missing_ok=True)
         for name, text in files.items():
             (self.place / name).write_text(text)
@@ -107,6 +107,11 @@ class Stage:
         lines = log.read_text().splitlines() if log.exists() else []
         rows = [line.split() for line in lines]
         return [(int(pid), node, int(count)) for pid, node, count in rows if count]
+
+    def at_work(self, count: int) -> set[int]:
+        """Return the processes that label, once they are so many; else none."""
+        pids = {pid for pid, _, _ in self.seen()}
+        return pids if len(pids) >= count else set()
 
     def sweep(self) -> list[str]:
         """End every process of this stage that is left, and return what they were."""
@@ -121,7 +126,7 @@ class Stage:
         return left
 
 
-def wait_for(what: Callable[[], Any], job: Job | None = None, seconds: float = 90) -> Any:
+def wait_for(what: Callable[[], Any], job: Job | None = None, seconds: float = 300) -> Any:
     """Return the first true answer; fail when the job ends before there is one."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.faults.stage import IMAGES, POISON, failures, rows, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
@@ -19,16 +19,10 @@ def way(nodes):
             "--actors", "2:2")  # fmt: skip
 
 
-def actors(stage, count=2):
-    """Return the processes that are at work, once they are so many."""
-    pids = {pid for pid, _, _ in stage.seen()}
-    return sorted(pids) if len(pids) >= count else None
-
-
 def test_a_killed_actor_costs_a_shard_of_time(stage, way, store, undisturbed):
-    stage.steer(pause="0.3")
+    stage.steer(hold="")
     job = stage.label(store, *way)
-    for pid in wait_for(lambda: actors(stage), job):
+    for pid in wait_for(lambda: stage.at_work(2), job):
         os.kill(pid, signal.SIGKILL)
     stage.steer()
     report = job.sum()
@@ -37,9 +31,9 @@ def test_a_killed_actor_costs_a_shard_of_time(stage, way, store, undisturbed):
 
 
 def test_a_node_that_dies_takes_no_row_with_it(stage, nodes, way, store, undisturbed):
-    stage.steer(pause="0.3")
+    stage.steer(hold="")
     job = stage.label(store, *way)
-    wait_for(lambda: actors(stage), job)
+    wait_for(lambda: stage.at_work(2), job)
     node = stage.seen()[-1][1]
     nodes.do(f"kill {node}")
     stage.steer()
@@ -52,7 +46,7 @@ def test_a_node_that_dies_takes_no_row_with_it(stage, nodes, way, store, undistu
 
 
 def test_a_killed_driver_is_resumed(stage, way, store, undisturbed):
-    stage.steer(pause="0.3")
+    stage.steer(pause="0.6")
     job = stage.label(store, *way)
     wait_for(lambda: len(list(store.glob("data/*/*/*.parquet"))) >= 3, job)
     job.kill()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 LOCAL = ("--runner", "local")
 
@@ -119,8 +119,10 @@ def test_a_file_larger_than_allowed_is_told_as_well(stage, store, undisturbed):
 
 
 def test_two_drivers_at_once_label_each_image_into_one_row(stage, store, undisturbed):
-    stage.steer(pause="0.1")
+    stage.steer(hold="")
     jobs = [stage.label(store, *LOCAL) for _ in range(2)]
+    wait_for(lambda: stage.at_work(2))
+    stage.steer()
     ends = [job.end(code=None) for job in jobs]
     assert 0 in {job.process.returncode for job in jobs}
     for job, (report, said) in zip(jobs, ends, strict=True):
@@ -133,14 +135,13 @@ def test_two_drivers_at_once_label_each_image_into_one_row(stage, store, undistu
 
 def test_a_commit_of_another_between_is_no_conflict_for_ever(stage, store, undisturbed):
     """Half of the images are labelled by another command while this one is at work."""
-    stage.steer(pause="0.3")
-    job = stage.label(store, *LOCAL)
-    wait_for(lambda: list(store.glob("data/*/*/*.parquet")), job)
     half = stage.images / "half.txt"
     names = sorted(p for p in stage.images.glob("*.jpg") if p.stem >= "0030")
     half.write_text("".join(f"{name}\n" for name in names))
+    stage.steer(hold="")
+    job = stage.label(store, *LOCAL)
     other = stage.label(store, *LOCAL, "--dataset", "images", images=str(half))
-    wait_for(lambda: Store.open(store).count() > 0, other)
+    wait_for(lambda: stage.at_work(2))
     stage.steer()
     assert other.sum()["failed"] == 0
     assert job.sum()["failed"] == 0

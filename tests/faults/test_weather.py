@@ -13,7 +13,7 @@ from tests.pipeline.s3_server import Fault, s3_server
 if not all(find_spec(name) for name in ("moto", "flask", "s3fs", "boto3", "obstore")):
     pytest.skip("no S3 server: pip install 'segmill[dev]'", allow_module_level=True)
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 QUICK = """
 from datetime import timedelta
