@@ -84,12 +84,14 @@ def keep_freed_memory() -> bool:
     network: 165 CPU-ms an image became 130 (ENet, 480x360, one thread). What the process held at
     its peak it then holds to its end.
     """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if sys.platform != "linux":
+        return False
+    libc = ctypes.CDLL(None)
     if not hasattr(libc, "gnu_get_libc_version"):
         return False
     # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, and M_ARENA_MAX: other arenas end at 64 MB.
     wanted = ((-1, (1 << 31) - 1), (-3, 1 << 30), (-8, 1))
-    return min(libc.mallopt(name, value) for name, value in wanted) == 1
+    return {libc.mallopt(name, value) for name, value in wanted} == {1}
 
 
 _LOADING = threading.Lock()
