@@ -9,8 +9,8 @@ c  CPU seconds an image between two sizes, fixed CPU and first committed rows ag
    processes of half the files each; targets: 1.15 times, 20 CPU-s, 15 s
 d  images a second with one and two Ray actors, between two sizes
 
-All decode the same JPEGs, run the same network, resize, take the arg-max and write compressed masks;
-segmill computes confidence and counts pixels as well. CPU time is that of the process tree.
+All decode the same JPEGs, run the same network, resize, take the arg-max and write compressed
+masks; segmill computes confidence and counts pixels as well. CPU time is that of the process tree.
 """
 
 from __future__ import annotations
@@ -26,9 +26,13 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 from measure import segmill
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 MODELS = {
     "light": "zoo:enet?label_space=camvid-11&seed=0",
@@ -55,7 +59,8 @@ class Tree:
     """
 
     def __init__(self, pid: int) -> None:
-        self._root, self._cpu = psutil.Process(pid), {}
+        self._root = psutil.Process(pid)
+        self._cpu: dict[tuple[int, float], float] = {}
 
     def look(self) -> None:
         with suppress(psutil.NoSuchProcess):
@@ -128,7 +133,9 @@ class Bench:
         if key not in self._held:
             out = self.root / f"out-{len(self._held)}"
             self._held[key] = self._run(way, model, self.images(count), out, count)
-            print(f"  {way}, {model.split('?')[0]}, {count}: {self._held[key]}", file=sys.stderr)
+            job = self._held[key]
+            told = f"{job.wall:.1f} s, {job.cpu:.1f} CPU-s, first after {job.first:.1f} s"
+            print(f"  {way}, {model.split('?')[0]}, {count} images: {told}", file=sys.stderr)
         return self._held[key]
 
     def _run(self, way: str, model: str, images: str, out: Path, count: int) -> Job:
@@ -230,7 +237,7 @@ def part_d(bench: Bench, counts: dict[str, tuple[int, int]]) -> None:
     show(f"d: {kind}, between {few} and {many} images", head, rows)
 
 
-def show(title: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def show(title: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     """Print a Markdown table."""
     lines = [head, ("---",) * len(head), *rows]
     print(

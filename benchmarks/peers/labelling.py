@@ -1,4 +1,4 @@
-"""What the peers of benchmarks/label.py share: one batch of pixels to PNGs of class ids, plainly."""
+"""What the peers of benchmarks/label.py share: a batch of pixels to PNGs of class ids, plainly."""
 
 from __future__ import annotations
 

@@ -17,8 +17,10 @@ from pipeline.labelling import label_digest
 from pipeline.models import load_model
 from pipeline.models.loaded import LoadedModel
 from pipeline.predict.options import LabelOptions
-from pipeline.segmenter import Segmenter, SegmenterFactory
+from pipeline.run import Run, Shard, ShardWriter
+from pipeline.segmenter import Segmenter, SegmenterFactory, keep_freed_memory
 from pipeline.spent import BESIDE, OWN
+from pipeline.store import Store
 from pipeline.streetscenes import scene
 from tests.samples import write_scenes
 
@@ -233,6 +235,23 @@ def test_a_shard_s_seconds_are_told_by_stage_once(scenes):
     assert segmenter.spent.take() == {}
 
 
+def test_a_worker_books_each_stage_of_a_shard_once(scenes, tmp_path):
+    segmenter = SegmenterFactory(URI)()
+    samples = list(list_images(str(scenes)))
+    store = Store.create(str(tmp_path / "store"), [segmenter._space])
+    run = Run.begin(store, "label", kind="model", identity=["x"])
+    worker = ShardWriter(lambda: segmenter, store.sink(), run)()
+    for part in (samples[:4], samples[4:]):
+        start = time.perf_counter()
+        shelved = worker(Shard.of(part))
+        wall = time.perf_counter() - start
+        assert shelved.done == len(part)
+        assert set(shelved.seconds) == {*OWN, *BESIDE, "label", "write"}
+        own = sum(shelved.seconds[stage] for stage in (*OWN, "label", "write"))
+        assert own <= wall
+        assert shelved.seconds["label"] >= 0, "no second is booked twice"
+
+
 def test_one_process_loads_a_model_once():
     factory = SegmenterFactory(URI)
     assert factory.load() is SegmenterFactory(URI).load()
@@ -245,3 +264,9 @@ def test_a_caller_that_gives_up_leaves_no_threads(scenes):
     next(records)
     records.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("segmill-images")]
+
+
+def test_freed_memory_is_kept_where_glibc_is():
+    import platform
+
+    assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
