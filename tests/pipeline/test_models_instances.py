@@ -148,7 +148,7 @@ def test_mask_rcnn_is_torchvisions(rcnn):
 def test_a_directory_holds_mask_rcnn_and_what_it_keeps(rcnn, tmp_path):
     model = load_model(RCNN + "&score=0.25&most=7")
     assert model.objects == Objects("instance", 0.25, 7)
-    assert len({model.digest, rcnn.digest, load_model(RCNN).digest}) == 3
+    assert model.digest != rcnn.digest
     save_model(model, str(tmp_path / "m"))
     again = load_model(str(tmp_path / "m"))
     assert (again.digest, again.objects) == (model.digest, model.objects)
