@@ -40,7 +40,9 @@ def label(
         ),
     ],
     store: Annotated[str, typer.Argument(help="The label store to write to; made when absent.")],
-    model: Annotated[str, typer.Option(help="The model: run:DIR, hf:, onnx:FILE, ...: docs/models.md")],
+    model: Annotated[
+        str, typer.Option(help="The model: run:DIR, hf:, onnx:FILE, ...: docs/models.md")
+    ],
     weights: Annotated[str | None, typer.Option(help="Weights to load into it.")] = None,
     label_space: Annotated[
         str | None, typer.Option(help="Label space, if the model's own is not the right one.")
@@ -89,6 +91,7 @@ def label(
         model, weights = absolute(model), absolute(weights) if weights else None
         loaded = load_model(model, weights=weights, label_space=label_space)
         digest, space = label_digest(loaded.digest, options), loaded.label_space
+        factory = SegmenterFactory(model, weights, label_space, options, loaded.digest)
         del loaded  # the workers load their own
         target = Store.create(store, [space])
         resources = _resources(actors, gpus_per_actor, address)
@@ -104,7 +107,7 @@ def label(
             report = label_images(
                 images,
                 target,
-                SegmenterFactory(model, weights, label_space, options),
+                factory,
                 digest,
                 choose_runner=pick,
                 dataset=dataset,

@@ -8,7 +8,7 @@ from PIL import Image
 from torch.nn import functional as F  # noqa: N812
 
 from pipeline import masks
-from pipeline.errors import InputError, UsageError
+from pipeline.errors import InputError, ModelError, UsageError
 from pipeline.images import list_images
 from pipeline.labelling import label_digest
 from pipeline.models import load_model
@@ -129,3 +129,11 @@ def test_odd_options_are_refused():
         LabelOptions(precision="int8")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="--batch-size"):
         LabelOptions(batch_size=0)
+
+
+def test_a_model_that_changed_since_the_plan_is_refused():
+    """Else its labels would stand in the store under the digest of the old one."""
+    digest = load_model(URI).digest
+    assert SegmenterFactory(URI, digest=digest)()
+    with pytest.raises(ModelError, match="changed since the run began"):
+        SegmenterFactory(URI, digest="0" * 64)()
