@@ -7,6 +7,7 @@ ENet on two cores: about 12 images of 480x360 a second.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
@@ -164,6 +165,7 @@ def label(
         loaded = factory.load()  # workers in this process use it too; those of Ray load their own
         check_model(loaded, options)
         digest, space = label_digest(loaded.digest, options), loaded.label_space
+        factory = replace(factory, digest=loaded.digest)
         resources = _resources(actors, gpus_per_actor, address)
         if dry_run:
             from jobs.label_outlook import tell_outlook

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from pipeline import masks
-from pipeline.errors import CorruptImage, InputError
+from pipeline.errors import CorruptImage, InputError, ModelError
 from pipeline.files import read_url
 from pipeline.images import decode, header
 from pipeline.models import load_model
@@ -54,10 +54,21 @@ class SegmenterFactory:
     weights: str | None = None
     label_space: str | None = None
     options: LabelOptions = field(default_factory=LabelOptions)
+    digest: str | None = None
+    """The digest that the model had when the run was planned, where that is to be checked."""
 
     def __call__(self) -> Segmenter:
-        """Load the model (once a process) and return a segmenter."""
+        """Load the model (once a process) and return a segmenter.
+
+        Raises:
+            ModelError: the model is not the one that the run was planned with.
+        """
         model, device = self.load(), pick_device(self.options.device)
+        if self.digest not in {None, model.digest}:
+            raise ModelError(
+                f"{self.uri}: changed since the run began, or is another on this node; run the "
+                "same command again, or name a model that stays (?revision=, a directory)"
+            )
         with _LOADING:
             model.module.to(device)
         return Segmenter(model, device, self.options)

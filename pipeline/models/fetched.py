@@ -123,9 +123,11 @@ def _fetched(url: str, tree: Tree, entries: Sequence[Entry]) -> str:
         try:
             for entry in entries:
                 _copy(tree, entry, os.path.join(part, entry.name))
-            if os.path.isdir(folder):
-                shutil.rmtree(folder)
-            os.rename(part, folder)
+            if not os.path.isdir(folder):
+                os.rename(part, folder)
+            for name in os.listdir(part) if os.path.isdir(part) else ():
+                os.replace(os.path.join(part, name), os.path.join(folder, name))  # may be in use
+            shutil.rmtree(part, ignore_errors=True)
         except BaseException:
             with suppress(OSError):
                 shutil.rmtree(part)

@@ -135,7 +135,8 @@ class Predictor:
         self._cut = self._thresholds()
         self._views: Views | None = None
         if options.in_views:
-            self._views = Views(self._logits_at, len(lut), options, self._inside)
+            inside = self._inside if self._resizes else None
+            self._views = Views(self._logits_at, len(lut), options, inside)
 
     def input_shape(self, height: int, width: int) -> Shape:
         """Return the height and width of the model's input for an image of that size.

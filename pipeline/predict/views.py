@@ -45,10 +45,6 @@ _WINDOWS: Final = 8
 """Windows in a forward pass where the user names no batch size."""
 
 
-def _as_it_is(height: int, width: int) -> Size:
-    return height, width
-
-
 class Network(Protocol):
     """A network with its normalisation and padding."""
 
@@ -60,14 +56,15 @@ class Network(Protocol):
 class Views:
     """A network and the ways in which it sees an image.
 
-    `inside` tells the height and width that an image of a size is brought to before anything else.
+    `inside` tells the height and width that an image of a size is brought to before anything else,
+    None to leave it.
     Images may come smaller than their `size` (decoded at a reduced size).
     """
 
     network: Network
     classes: int
     options: LabelOptions
-    inside: Callable[[int, int], Size] = _as_it_is
+    inside: Callable[[int, int], Size] | None = None
     band_bytes: int = BAND_BYTES
 
     def labels(
@@ -136,7 +133,7 @@ class Views:
         found = []
         for scale in self.options.tta.scales:
             own = (images.shape[2], images.shape[3])
-            inside = self.inside(*size)
+            inside = self.inside(*size) if self.inside else own
             if scale != 1:
                 inside = (max(1, round(inside[0] * scale)), max(1, round(inside[1] * scale)))
             scaled = images

@@ -229,6 +229,20 @@ def test_weights_from_a_web_server(web, monkeypatch):
         load_model("zoo:enet?classes=3", weights=f"{url}/none.safetensors")
 
 
+def test_a_server_that_tells_no_change_is_asked_again(web, cache, monkeypatch):
+    root, url = web
+    monkeypatch.setattr("pipeline.models.fetched._tells", lambda _: False)
+    (root / "w.bin").write_bytes(b"one")
+    path = Path(local_file(f"{url}/w.bin"))
+    os.utime(root / "w.bin", (1, 1))
+    with path.open("rb") as held:
+        (root / "w.bin").write_bytes(b"two")
+        os.utime(root / "w.bin", (1, 1))
+        assert Path(local_file(f"{url}/w.bin")).read_bytes() == b"two"
+        assert held.read() == b"one"
+    assert not list(cache.glob("*.part"))
+
+
 def test_a_cache_that_cannot_be_written_is_told(web, tmp_path, monkeypatch):
     root, url = web
     (root / "w.bin").write_bytes(b"x")

@@ -11,7 +11,7 @@ from PIL import Image
 from torch.nn import functional as F  # noqa: N812
 
 from pipeline import masks
-from pipeline.errors import InputError, UsageError
+from pipeline.errors import InputError, ModelError, UsageError
 from pipeline.images import decode, list_images
 from pipeline.labelling import label_digest
 from pipeline.models import load_model
@@ -270,3 +270,11 @@ def test_freed_memory_is_kept_where_glibc_is():
     import platform
 
     assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
+
+
+def test_a_model_that_changed_since_the_plan_is_refused():
+    """Else its labels would stand in the store under the digest of the old one."""
+    digest = load_model(URI).digest
+    assert SegmenterFactory(URI, digest=digest)()
+    with pytest.raises(ModelError, match="changed since the run began"):
+        SegmenterFactory(URI, digest="0" * 64)()

@@ -109,8 +109,9 @@ def test_bands_of_rows_are_rows_of_the_whole(refine, input_size):
         refine=refine, input_size=input_size,
     )  # fmt: skip
     predictor = Predictor(load_model(PLAIN), CPU, options)
+    inside = predictor._inside if input_size else None
     whole, banded = (
-        Views(predictor._logits_at, 11, options, predictor._inside, band_bytes=most)
+        Views(predictor._logits_at, 11, options, inside, band_bytes=most)
         for most in (1 << 30, 4 * 11 * 90 * 37)
     )
     size = (230, 90)
