@@ -189,7 +189,7 @@ class Voc:
         """Write a record's image, masks and annotation."""
         name, own = one_line(record.image_id), record.dataset == self.format
         extra, labels = record.own(self.format), record.own_labels(self.format)
-        kept, loss = _fitting(record, keep=own)
+        kept, loss = _fitting(record, space, keep=own)
         drawing = Drawing.of(kept.instances or (), record.height, record.width, record.image_id)
         label, ids = _label(kept, space, drawing, paint=not own)
         _, cost = put_image(sink, f"{_TARGET}JPEGImages/{name}", record, ("jpeg",))
@@ -309,15 +309,20 @@ def _objects(
     return found
 
 
-def _fitting(record: Record, *, keep: bool) -> tuple[Record, dict[str, int]]:
+def _fitting(record: Record, space: LabelSpace, *, keep: bool) -> tuple[Record, dict[str, int]]:
     """Return the record with instances numbered in 8 bits, and what that lost."""
     if record.instances is None:
         return record, {}
-    own = voc_objects.numbered(record.instances, keep=keep)
+    background = None if keep else space.by_name.get("background")
+    ground = None if background is None else background.id
+    own = voc_objects.numbered(record.instances, ground, keep=keep)
     kept = voc_objects.within_eight_bits(own, record.height, record.width)
     loss = {
         "instance_masks": sum(a.rle != b.rle for a, b in zip(own, kept, strict=True)),
-        "instance_ids": sum(a.id != b.id for a, b in zip(record.instances, own, strict=True)),
+        "instance_ids": sum(
+            b.id not in (0, a.id) for a, b in zip(record.instances, own, strict=True)
+        ),
+        "instances_of_background": sum(i.category == ground for i in own),
         "instance_scores": sum(instance.score is not None for instance in own),
     }
     return replace(record, instances=kept), {name: n for name, n in loss.items() if n}

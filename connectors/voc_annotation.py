@@ -202,6 +202,8 @@ def _renamed(extra: dict[str, Any], instance: Instance, space: LabelSpace) -> li
 def new_annotation(record: Record, space: LabelSpace, *, segmented: bool) -> bytes:
     """Write an annotation for a record of another format: a box and a class for each instance.
 
+    Instances of number 0 are background.
+
     `segmented` says whether the image has a mask. A crowd is called difficult, the flag by which
     VOC leaves objects out of its score.
     """
@@ -214,6 +216,8 @@ def new_annotation(record: Record, space: LabelSpace, *, segmented: bool) -> byt
     )
     objects = []
     for instance in record.instances or ():
+        if not instance.id:
+            continue
         known = space.by_id.get(instance.category)
         box = instance.bbox
         if box is None and instance.rle:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from itertools import count
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -67,17 +68,24 @@ def _numbers_of_colours(rgb: NDArray[np.uint8], path: str) -> LabelMap:
     return order[at].astype(np.uint8)
 
 
-def numbered(instances: Sequence[Instance], *, keep: bool) -> tuple[Instance, ...]:
+def numbered(
+    instances: Sequence[Instance], ground: int | None, *, keep: bool
+) -> tuple[Instance, ...]:
     """Return the instances under numbers of which 8 bits hold the first 254.
 
     `keep` leaves numbers as they are when they fit; otherwise they count from 1, in order, as the
-    objects of an annotation do.
+    objects of an annotation do. Those whose class is `ground`, the background, are number 0: they
+    cover what lies below them, and are no objects.
     """
     ids = [instance.id for instance in instances]
     fit = all(0 < i.id <= MOST_OBJECTS for i in instances if i.rle)
     if keep and fit and len(set(ids)) == len(ids):
         return tuple(instances)
-    return tuple(replace(instance, id=number) for number, instance in enumerate(instances, 1))
+    numbers = count(1)
+    return tuple(
+        replace(instance, id=0 if instance.category == ground else next(numbers))
+        for instance in instances
+    )
 
 
 def _without_mask(instance: Instance, height: int, width: int) -> Instance:

@@ -277,9 +277,12 @@ def test_torchvision_reads_what_coco_became(shared_data: Path, tmp_path: Path) -
 def drawn_by_pycocotools(
     coco: COCO, image_id: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], list[str], int]:
-    """Return class map, object map, the objects' names, and how many objects others hide."""
+    """Return class map, object map, the objects' names, and how many objects others hide.
+
+    What VOC has no class for covers what lies below it, and is no object.
+    """
     shape = coco.imgs[image_id]["height"], coco.imgs[image_id]["width"]
-    classes, objects = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+    classes, objects, places = (np.zeros(shape, np.uint8) for _ in range(3))
     names, regions = [], []
     for annotation in coco.loadAnns(coco.getAnnIds(image_id)):
         name = coco.cats[annotation["category_id"]]["name"]
@@ -287,6 +290,9 @@ def drawn_by_pycocotools(
         names.append(name if name in SPACE.by_name else "background")
         regions.append(coco.annToMask(annotation).astype(bool))
     for k in sorted(range(len(names)), key=lambda k: -int(regions[k].sum())):
-        classes[regions[k]], objects[regions[k]] = SPACE.by_name[names[k]].id, k + 1
-    hidden = sum((objects[region] != k).any() for k, region in enumerate(regions, 1))
-    return classes, objects, names, int(hidden)
+        classes[regions[k]], places[regions[k]] = SPACE.by_name[names[k]].id, k + 1
+    hidden = sum((places[region] != k).any() for k, region in enumerate(regions, 1))
+    kept = [k for k, name in enumerate(names, 1) if name != "background"]
+    for number, k in enumerate(kept, 1):
+        objects[places == k] = number
+    return classes, objects, [names[k - 1] for k in kept], int(hidden)
