@@ -53,7 +53,7 @@ def test_a_killed_driver_is_resumed(stage, way, store, undisturbed):
     stage.steer()
     report = stage.label(store, *way).sum()
     assert report["resumed"]
-    assert report["adopted"] >= 3 * 4
+    assert report["adopted"] + report["skipped"] >= 3 * 4
     assert report["failed"] == 0
     assert sum(count for _, _, count in stage.seen()) >= report["done"]
     assert rows(store) == undisturbed

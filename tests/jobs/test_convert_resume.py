@@ -25,7 +25,7 @@ KILLED = f"""
 import os, sys
 import jobs.convert
 from {{module}} import {{owner}} as module
-jobs.convert.CHUNK_SAMPLES = {CHUNK}
+jobs.convert.CHUNK_SAMPLES = jobs.convert.FAR_CHUNK_SAMPLES = {CHUNK}
 real, left = module.{{name}}, [{{after}}]
 def dying(*args, **kwargs):
     left[0] -= 1
@@ -42,6 +42,7 @@ main(sys.argv[1:])
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("jobs.convert.CHUNK_SAMPLES", CHUNK)
+    monkeypatch.setattr("jobs.convert.FAR_CHUNK_SAMPLES", CHUNK)
     write_dataset(tmp_path / "data", IMAGES, height=24, width=32, seed=1, splits=(1, 0, 0))
     (tmp_path / "data" / "trainannot" / "street_000001.png").write_bytes(b"no picture")
     return tmp_path / "data"

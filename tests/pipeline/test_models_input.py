@@ -21,6 +21,7 @@ from pipeline.models.processors import preprocessing_of
 from pipeline.predict.options import LabelOptions
 from pipeline.predict.predictor import Predictor
 from pipeline.training.learner import open_model
+from tests.pictures import picture
 
 LRASPP = "torchvision:lraspp_mobilenet_v3_large?weights=DEFAULT"
 SIDES = st.integers(1, 4000)
@@ -95,7 +96,7 @@ def test_torchvisions_transforms_are_ours(lraspp, tmp_path):
     module = model.module
     module.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     image = np.random.default_rng(0).integers(0, 256, (90, 150, 3), dtype=np.uint8)
-    Predictor(model, torch.device("cpu"), LabelOptions()).predict([image], ["x"])
+    Predictor(model, torch.device("cpu"), LabelOptions()).predict([picture(image)])
     preset = LRASPP_MobileNet_V3_Large_Weights.DEFAULT.transforms(resize_size=60)
     theirs = preset(torch.from_numpy(image).permute(2, 0, 1))[None]
     assert seen[0].shape == theirs.shape == (1, 3, 60, 100)

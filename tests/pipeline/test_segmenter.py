@@ -246,7 +246,7 @@ def test_a_worker_books_each_stage_of_a_shard_once(scenes, tmp_path):
         shelved = worker(Shard.of(part))
         wall = time.perf_counter() - start
         assert shelved.done == len(part)
-        assert set(shelved.seconds) == {*OWN, *BESIDE, "label", "write"}
+        assert {*OWN, *BESIDE, "label", "write"} <= set(shelved.seconds)
         own = sum(shelved.seconds[stage] for stage in (*OWN, "label", "write"))
         assert own <= wall
         assert shelved.seconds["label"] >= 0, "no second is booked twice"
