@@ -149,7 +149,7 @@ def plan(manifest: str, url: str) -> None:
     job = LabelJob(manifest, DIGEST, dataset="photos")
     store = Store.open(url)
     run = Run.begin(store, VERB, kind="model", identity=job.identity())
-    drive = Drive(store, run, "as they come")
+    drive = Drive(store, run, "as they come", {})
     read = time.perf_counter() - start
     todo = drive.plan(job.samples(), job.shard_images)
     wall, spent = time.perf_counter() - start, time.process_time() - cpu
