@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.errors import UsageError
+from pipeline.files import local_path
 from pipeline.record import EMBEDDED
 from pipeline.run import Run
 from pipeline.runs.choice import Choice
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 SHARD_IMAGES: Final = 128
 VERB: Final = "label"
 _STORED_ROWS: Final = 16384
+_NO_STORES: Final = (".zip", ".tar", ".txt", ".csv", ".parquet")
 
 
 def label_digest(model_digest: str, options: LabelOptions) -> str:
@@ -91,11 +93,21 @@ def list_sample_batches(
 
 
 def _is_store(source: str) -> bool:
+    """Tell whether a source is a label store; Delta is asked only of what could be one."""
+    path = local_path(source)
+    if path is not None:
+        return os.path.isdir(os.path.join(path, "_delta_log"))
+    if source.lower().endswith(_NO_STORES) or "*" in source or "::" in source or "%" in source:
+        return False
     from deltalake import DeltaTable
 
-    if source.endswith((".zip", ".tar", ".txt", ".csv", ".parquet")) or "*" in source:
-        return False
     return bool(DeltaTable.is_deltatable(locate(source)))
+
+
+def _place(source: str) -> str:
+    """Return where a source lies, in one form."""
+    path = local_path(source)
+    return source.rstrip("/") if path is None else os.path.realpath(path)
 
 
 def _stored_batches(source: str, digest: str, where: str | None) -> Iterator[pa.RecordBatch]:
@@ -152,7 +164,7 @@ class LabelJob:
 
     def check(self, store: str) -> None:
         """Raise UsageError when the labels would replace the rows that they are made from."""
-        if locate(self.source) == locate(store):
+        if _place(self.source) == _place(store):
             raise UsageError(f"{self.source}: the labels would replace the rows they are made from")
 
 
