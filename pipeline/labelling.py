@@ -19,7 +19,7 @@ from pipeline.runs.choice import Choice
 from pipeline.runs.drive import execute
 from pipeline.runs.outlook import foresee
 from pipeline.samples import of_batch, with_digest
-from pipeline.tables.location import locate
+from pipeline.tables.location import is_table, locate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -99,9 +99,7 @@ def _is_store(source: str) -> bool:
         return os.path.isdir(os.path.join(path, "_delta_log"))
     if source.lower().endswith(_NO_STORES) or "*" in source or "::" in source or "%" in source:
         return False
-    from deltalake import DeltaTable
-
-    return bool(DeltaTable.is_deltatable(locate(source)))
+    return is_table(locate(source))
 
 
 def _place(source: str) -> str:
@@ -198,10 +196,12 @@ def label(
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     on_listed: Callable[[int, int], None] = lambda listed, todo: None,
     watch: Callable[[RunReport], None] = lambda report: None,
+    spent: Mapping[str, float] | None = None,
 ) -> RunReport:
     """Label the images of `source` that the store does not hold under this digest.
 
     `facts` go into the run's record, beside the digest; `pipeline.runs.outlook` reads them.
+    `spent` are the seconds that went before, by stage of the driver (`pipeline.runs.report`).
     """
     job = LabelJob(source, digest, dataset, where, choice or Choice(), shard_images)
     job.check(store.url)
@@ -219,4 +219,5 @@ def label(
         on_listed=on_listed,
         watch=watch,
         facts={"model": factory.uri, "model_digest": digest, **(facts or {})},
+        spent=spent,
     )
