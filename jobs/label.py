@@ -245,6 +245,7 @@ def label(
 ) -> None:
     """Label images in bulk: listed, minus what is done, on segmenters, exactly once."""
     with command("label", as_json=as_json, debug=debug, max_errors=max_errors) as summary:
+        began = time.perf_counter()
         from pipeline.labelling import LabelJob, label_digest, void_share
         from pipeline.labelling import label as label_images
         from pipeline.models.ensemble import uri_of
@@ -257,7 +258,6 @@ def label(
         from pipeline.segmenter import SegmenterFactory
         from pipeline.store import Store
 
-        began = time.perf_counter()
         check_runner(runner)
         choice = Choice.parse(limit, shard, sample)
         options = LabelOptions(
