@@ -105,7 +105,7 @@ def scan_by_fragment(
     A field of a list's items (`instances.category`) comes as the list, of items with that field.
     Where each request takes its time, and the columns are narrow, many fragments are read at once.
     """
-    from pipeline.trees.ahead import Ahead
+    from pipeline.trees.ahead import Ahead, waiting
 
     files = _file_system(url, options, fragments)
     if "://" not in url or _WIDE & set(names):
@@ -116,7 +116,8 @@ def scan_by_fragment(
         return
 
     def read(fragment: Fragment) -> list[pa.RecordBatch]:
-        with files.open_input_file(fragment.path) as file:
+        # Nearly all of it is waiting for answers: as many at once as there are threads, not cores.
+        with waiting(), files.open_input_file(fragment.path) as file:
             return list(_read_columns(file, names, batch_rows))
 
     for fragment, batches in zip(fragments, Ahead().map(read, fragments, far=True), strict=True):
