@@ -21,6 +21,7 @@ _WORDS: Final = {
     "label": "labelled",
     "ingest": "read the dataset",
     "other": "did what no stage names",
+    "load": "loading segmill and the model",
     "list": "listing",
     "plan": "planning",
     "adopt": "looking up what is there",

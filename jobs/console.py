@@ -10,6 +10,7 @@ failed) is asserted when the block ends.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 import traceback
@@ -104,6 +105,8 @@ class Summary:
     """What else to tell people."""
     gate: str | None = None
     """Why a gate said no; the exit code is then 4."""
+    so_far: RunReport | None = None
+    """What a run has come to, for when the verb is stopped or fails."""
     error: str | None = None
     """What ended the verb; the exit code is then 1, 2 or 130, and the sum is what was known."""
 
@@ -183,6 +186,10 @@ def command(
         if debug:
             traceback.print_exc()
         code, summary.error = _explain(error)
+        if summary.so_far is not None:
+            ran = summary.so_far
+            summary.figures["so_far"] = ran.to_dict()
+            note(f"{verb}: {ran.done:,} done and {ran.failed:,} failed of {ran.todo:,}")
         print(f"segmill {verb}: {summary.error}", file=sys.stderr)
         if as_json:
             print(summary.to_json(time.perf_counter() - start), flush=True)
@@ -229,17 +236,26 @@ def _print(summary: Summary, seconds: float) -> None:
         print(f"  {name}: {path}")
 
 
-def watching(progress: Progress, metrics: str | None, verb: str) -> Callable[[RunReport], None]:
-    """Return what a run tells its report to: the progress, and the file of `--metrics`."""
-    if metrics is None:
-        return progress.watch
+def watching(
+    progress: Progress, metrics: str | None, summary: Summary
+) -> Callable[[RunReport], None]:
+    """Return what a run tells its report to: the progress, and the file of `--metrics`.
+
+    Raises:
+        UsageError: the file's directory is not there, or not to be written to.
+    """
     from pipeline.runs.metrics import MetricsFile
 
-    file = MetricsFile(metrics, verb)
+    folder = os.path.dirname(os.path.abspath(metrics or "."))
+    if not os.access(folder, os.W_OK) and metrics is not None:
+        raise UsageError(f"--metrics {metrics}: {folder} is no directory that can be written to")
+    file = None if metrics is None else MetricsFile(metrics, summary.verb)
 
     def watch(report: RunReport) -> None:
+        summary.so_far = report
         progress.watch(report)
-        file(report)
+        if file is not None:
+            file(report)
 
     return watch
 

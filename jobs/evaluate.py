@@ -21,6 +21,7 @@ from jobs.console import (
     Summary,
     WorkersOption,
     command,
+    note,
 )
 from jobs.progress import Progress
 
@@ -98,6 +99,7 @@ def evaluate(
         _book(summary, scores, sink, stores)
         if not as_json:
             _print_table(scores)
+        _tell_what_lacks(scores)
 
 
 def _condition(splits: Sequence[str], where: str | None) -> str | None:
@@ -238,6 +240,17 @@ def _book(summary: Summary, scores: Scores, sink: Sink, stores: tuple[Store, Sto
     summary.paths["confusion"] = sink.url_of("confusion.csv")
 
 
+def _tell_what_lacks(scores: Scores) -> None:
+    """Say what failed, and why there may be no score at all."""
+    for failure in scores.failures[:5]:
+        note(f"{failure.image_id}: {failure.message}")
+    if not scores.done:
+        note(
+            f"no image was scored: {scores.unpredicted:,} have no prediction, "
+            f"{scores.unlabelled:,} no mask in the truth, {scores.failed:,} failed"
+        )
+
+
 def _print_table(scores: Scores) -> None:
     """Print the classes' figures and the headline for people."""
     from rich.box import SIMPLE
@@ -264,5 +277,3 @@ def _print_table(scores: Scores) -> None:
         f"mean accuracy {percent(tally.mean_accuracy)} %   fwIoU {percent(tally.fwiou)} %"
     )
     console.print(Text(headline, style="bold"), soft_wrap=True)
-    for failure in scores.failures[:5]:
-        console.print(Text(f"  {failure.image_id}: {failure.message}"), soft_wrap=True)

@@ -101,7 +101,7 @@ def ingest(
                 run=run,
                 choose_runner=pick,
                 shard_rows=max(1, min(SHARD_SAMPLES, SHARD_BYTES // reader.row_bytes)),
-                watch=watching(progress, metrics, "ingest"),
+                watch=watching(progress, metrics, summary),
                 on_listed=progress.listed,
             )
         summary.book(report)

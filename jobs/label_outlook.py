@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from jobs.console import note
-from jobs.progress import Progress
+from jobs.progress import Progress, span
 
 if TYPE_CHECKING:
     from jobs.console import Summary
@@ -26,14 +26,12 @@ def tell_outlook(
 
     All inputs count as skipped: none is labelled.
     """
-    from deltalake import DeltaTable
-
     from pipeline.labelling import VERB, foresee_labels
     from pipeline.runs.outlook import past_rate, trial_rate
     from pipeline.store import Store
-    from pipeline.tables.location import locate
+    from pipeline.tables.location import is_table, locate
 
-    held = Store.open(store) if DeltaTable.is_deltatable(locate(store)) else None
+    held = Store.open(store) if is_table(locate(store)) else None
     with Progress("label") as progress:
         outlook = foresee_labels(job, held, factory.options.kind, progress.listed)
     rate = None
@@ -78,19 +76,21 @@ def _workers(resources: Resources, rate: Any) -> int:
 
 def _print(told: dict[str, Any]) -> None:
     note(
-        "dry run: {listed} listed = {done_already} done already + {to_do} to do + {changed} "
-        "changed + {adopted} labelled by a run that died + {repeated} listed again".format(**told)
+        "dry run: {listed:,} listed = {done_already:,} done already + {to_do:,} to do + "
+        "{changed:,} changed + {adopted:,} labelled by a run that died + {repeated:,} listed "
+        "again".format(**told)
     )
     rate = told.get("rate")
     if rate is None:
         note("nothing to time" if "expected_seconds" in told else "no image could be labelled")
         return
-    where = f"{rate['images']} images of {len(rate['of'])} earlier runs"
+    runs, workers = len(rate["of"]), told["workers"]
+    where = f"{rate['images']} images of {runs} earlier run{'s' * (runs != 1)}"
     if rate["source"] == "trial":
         where = f"{rate['images']} images labelled here, from {rate['of'][0]} on"
     text = (
         f"{rate['images_per_second']:.1f} images a second and worker ({where}): "
-        f"{told['expected_seconds']:.0f} s on {told['workers']} workers, "
-        f"{told['worker_hours']:.2f} worker hours, {told['gpu_hours']:.2f} GPU hours"
+        f"{span(told['expected_seconds'])} on {workers} worker{'s' * (workers != 1)}, "
+        f"{told['worker_hours']:,.2f} worker hours, {told['gpu_hours']:,.2f} GPU hours"
     )
-    note(text + (f", cost {told['cost']:.2f}" if "cost" in told else ""))
+    note(text + (f", cost {told['cost']:,.2f}" if "cost" in told else ""))

@@ -117,7 +117,7 @@ class State:
         lives, busy = self._lives.recent(now), self._busy.recent(now)
         if lives and busy:
             found.append(f"device busy {busy / lives:.0%}")
-        if self._crew is not None:
+        if self._crew is not None and self.total != self.done:
             found.append(_workers(self._crew))
         return found
 

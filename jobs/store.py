@@ -6,6 +6,8 @@ segmill store restore stores/voc 3
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -38,6 +40,8 @@ APP = typer.Typer(
 )
 SECONDS_A_MERGED_ROW = 0.004
 _NAME_WIDTH = 10
+_LOG_WIDTH = 160
+"""Columns where nothing says how many there are: in 80 a table loses headings."""
 
 
 def _show(as_json: bool, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -63,7 +67,8 @@ def _show(as_json: bool, title: str, columns: Sequence[str], rows: Sequence[Sequ
         )
     for row in cells:
         table.add_row(*map(escape, row))
-    Console().print(table)
+    known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    Console(width=None if known else _LOG_WIDTH).print(table)
 
 
 @APP.command()

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.errors import UsageError
+from pipeline.files import local_path
 from pipeline.record import EMBEDDED
 from pipeline.run import Run
 from pipeline.runs.choice import Choice
 from pipeline.runs.drive import execute
 from pipeline.runs.outlook import foresee
 from pipeline.samples import of_batch, with_digest
-from pipeline.tables.location import locate
+from pipeline.tables.location import is_table, locate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 SHARD_IMAGES: Final = 128
 VERB: Final = "label"
 _STORED_ROWS: Final = 16384
+_NO_STORES: Final = (".zip", ".tar", ".txt", ".csv", ".parquet")
 
 
 def label_digest(model_digest: str, options: LabelOptions) -> str:
@@ -91,11 +93,19 @@ def list_sample_batches(
 
 
 def _is_store(source: str) -> bool:
-    from deltalake import DeltaTable
-
-    if source.endswith((".zip", ".tar", ".txt", ".csv", ".parquet")) or "*" in source:
+    """Tell whether a source is a label store; Delta is asked only of what could be one."""
+    path = local_path(source)
+    if path is not None:
+        return os.path.isdir(os.path.join(path, "_delta_log"))
+    if source.lower().endswith(_NO_STORES) or "*" in source or "::" in source or "%" in source:
         return False
-    return bool(DeltaTable.is_deltatable(locate(source)))
+    return is_table(locate(source))
+
+
+def _place(source: str) -> str:
+    """Return where a source lies, in one form."""
+    path = local_path(source)
+    return source.rstrip("/") if path is None else os.path.realpath(path)
 
 
 def _stored_batches(source: str, digest: str, where: str | None) -> Iterator[pa.RecordBatch]:
@@ -152,7 +162,7 @@ class LabelJob:
 
     def check(self, store: str) -> None:
         """Raise UsageError when the labels would replace the rows that they are made from."""
-        if locate(self.source) == locate(store):
+        if _place(self.source) == _place(store):
             raise UsageError(f"{self.source}: the labels would replace the rows they are made from")
 
 
@@ -186,10 +196,12 @@ def label(
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     on_listed: Callable[[int, int], None] = lambda listed, todo: None,
     watch: Callable[[RunReport], None] = lambda report: None,
+    spent: Mapping[str, float] | None = None,
 ) -> RunReport:
     """Label the images of `source` that the store does not hold under this digest.
 
     `facts` go into the run's record, beside the digest; `pipeline.runs.outlook` reads them.
+    `spent` are the seconds that went before, by stage of the driver (`pipeline.runs.report`).
     """
     job = LabelJob(source, digest, dataset, where, choice or Choice(), shard_images)
     job.check(store.url)
@@ -207,4 +219,5 @@ def label(
         on_listed=on_listed,
         watch=watch,
         facts={"model": factory.uri, "model_digest": digest, **(facts or {})},
+        spent=spent,
     )

@@ -237,6 +237,12 @@ class Resources:
             )
 
 
+def check_runner(mode: str) -> None:
+    """Raise UsageError unless there is a runner of that name."""
+    if mode not in {"auto", "local", "ray"}:
+        raise UsageError(f"--runner takes auto, local or ray, not {mode!r}")
+
+
 def choose(
     mode: str,
     *,
@@ -253,8 +259,7 @@ def choose(
     Raises:
         UsageError: the mode is none of auto, local, ray.
     """
-    if mode not in {"auto", "local", "ray"}:
-        raise UsageError(f"--runner takes auto, local or ray, not {mode!r}")
+    check_runner(mode)
     count, resources = workers or cores(), resources or Resources()
     cluster = address or os.environ.get("RAY_ADDRESS")
     wants_ray = bool(cluster) or resources.gpus > 0 or seconds / count > _WORTH_RAY_SECONDS

@@ -25,7 +25,7 @@ from pipeline.label_space import LabelSpace
 from pipeline.record import COLUMNS, SCHEMA, SCHEMA_VERSION, from_batch
 from pipeline.runs.failures import append_failures, read_failures, to_table
 from pipeline.tables.fragment import Fragment
-from pipeline.tables.location import appears, holds_other_files, locate, writing
+from pipeline.tables.location import appears, holds_other_files, is_table, locate, writing
 from pipeline.tables.scan import expressions, open_dataset, scan_by_fragment, scan_sql, scan_table
 from pipeline.tables.tags import is_number, read_tags, write_tag
 
@@ -108,7 +108,7 @@ class Store:
         from deltalake import DeltaTable, Schema
 
         location, described = locate(url), tuple(spaces)
-        if DeltaTable.is_deltatable(location, dict(options or {}) or None):
+        if is_table(location, options):
             store = cls.open(location, options=options)
             return store.with_spaces(described)
         if holds_other_files(location) and not appears(location, options):

@@ -222,7 +222,11 @@ class _Part:
 
 def _compare(truth: _Cell, predicted: _Cell) -> Pairs:
     if predicted.mask is None:
-        raise InputError(predicted.path, "the prediction has no mask", "label the image again")
+        mend = (
+            "mIoU is of masks: label it with a semantic or panoptic model; objects alone are for "
+            "COCO's tools, by `segmill export --format coco-instances`"
+        )
+        raise InputError(predicted.path, "the prediction has no mask", mend)
     mine = decode(truth.mask or b"", f"{truth.path} (truth)")
     theirs = decode(predicted.mask, f"{predicted.path} (prediction)")
     if mine.shape != theirs.shape:

@@ -53,13 +53,15 @@ def execute(
     on_listed: Callable[[int, int], None] = lambda listed, todo: None,
     watch: Callable[[RunReport], None] = lambda report: None,
     facts: Mapping[str, Any] | None = None,
+    spent: Mapping[str, float] | None = None,
 ) -> RunReport:
     """Label the samples that the store does not hold, and commit the rows.
 
     The listing comes as samples, or as batches of them (`pipeline.samples`), which costs a tenth.
     `choose_runner` gets the number of samples left to do. With `publish="at the end"` nothing is
     visible to readers before one commit at the end. `watch` gets the report, which goes on
-    changing, whenever a shard was booked; `facts` say what makes the rows, for the store's history.
+    changing, whenever a shard was booked, and once where there is nothing to do; `facts` say what
+    makes the rows, for the store's history; `spent` are the driver's seconds before this, by stage.
 
     With `ramp` the first shards are small: where a full one takes minutes, something is done in
     seconds.
@@ -71,6 +73,8 @@ def execute(
         SumMismatch: an input was lost or doubled; a bug of ours.
     """
     drive = Drive(store, run, publish, facts or {})
+    for stage, seconds in (spent or {}).items():
+        drive.report.spend(stage, seconds)
     try:
         total = drive.plan(samples, shard_rows, on_listed, ramp=ramp)
         if total:
@@ -87,7 +91,7 @@ def execute(
                     watch(drive.report)
             drive.report.end()
             metrics(drive.report)
-            watch(drive.report)
+        watch(drive.report)
         return drive.finish()
     finally:
         drive.close()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from pipeline.run import Shelved
 
-DRIVER: Final = ("list", "plan", "adopt", "commit")
+DRIVER: Final = ("load", "list", "plan", "adopt", "commit")
 """Stages of the driver's own time."""
 REST: Final = "other"
 """A worker's time at a shard that none of its stages has claimed."""
@@ -173,6 +173,7 @@ class RunReport:
             self.spend("idle", tail)
             self._past += tail
         self._heard.clear()
+        self.crew = Crew()
         self.spend(ABSENT, max(0.0, self.workers * self.wall - self._past))
 
     @property

@@ -8,7 +8,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from pipeline.errors import NoSpace, UsageError, WriteFailed
+from pipeline.errors import NoSpace, StoreError, UsageError, WriteFailed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -28,11 +28,32 @@ def writing(url: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        text = " ".join(_COLOURS.sub("", str(error)).replace("↳", "-").split())
+        text = _plain(error)
         again = "run the same command again; no reader sees half a commit"
         if _FULL.search(text):
             raise NoSpace(f"{url}: cannot be written: {text}; make room, then {again}") from error
         raise WriteFailed(f"{url}: cannot be written: {text}; {again}") from error
+
+
+def _plain(error: OSError) -> str:
+    """Return what the table's library says, without the colours and arrows of its terminal."""
+    return " ".join(_COLOURS.sub("", str(error)).replace("↳", "-").split())
+
+
+def is_table(location: str, options: Mapping[str, str] | None = None) -> bool:
+    """Tell whether a table is there.
+
+    Raises:
+        StoreError: the place cannot be asked.
+    """
+    from deltalake import DeltaTable
+
+    try:
+        return bool(DeltaTable.is_deltatable(location, dict(options or {}) or None))
+    except OSError as error:
+        raise StoreError(
+            f"{location}: cannot be reached: {_plain(error)}; check the URL and the credentials"
+        ) from None
 
 
 def holds_other_files(location: str) -> bool:
@@ -42,10 +63,8 @@ def holds_other_files(location: str) -> bool:
 
 def appears(location: str, options: Mapping[str, str] | None) -> bool:
     """Tell whether a store is there, or is being made there at this moment."""
-    from deltalake import DeltaTable
-
     for _ in range(10 if os.path.isdir(f"{location}/_delta_log") else 1):
-        if DeltaTable.is_deltatable(location, dict(options or {}) or None):
+        if is_table(location, options):
             return True
         time.sleep(0.1)
     return False

@@ -116,7 +116,7 @@ def scan_by_fragment(
         return
 
     def read(fragment: Fragment) -> list[pa.RecordBatch]:
-        # Arrow makes the requests, and what it computes of narrow columns is little beside them.
+        # Nearly all of it is waiting for answers: as many at once as there are threads, not cores.
         with waiting(), files.open_input_file(fragment.path) as file:
             return list(_read_columns(file, names, batch_rows))
 
