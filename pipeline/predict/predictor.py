@@ -243,7 +243,7 @@ class Predictor:
         """Begin a batch whose images are seen several times, each size for itself."""
         groups: list[_Group] = []
         errors: list[tuple[int, InputError]] = []
-        begin = self._lanes.mark()
+        marks: list[tuple[Any, Any]] = []
         for some in alike:
             first = images[some[0]]
             if cause := views.too_large(first.size):
@@ -251,11 +251,12 @@ class Predictor:
                 errors += [(places[n], ImageTooLarge(images[n].path, cause, mend)) for n in some]
                 continue
             pixels = self._lanes.up([images[n].pixels for n in some]).permute(0, 3, 1, 2)
+            begin = self._lanes.mark()
             ids, confidence = views.labels(pixels, first.size, self._ids, self._cut)
+            marks.append((begin, self._lanes.mark()))
             where = tuple(places[n] for n in some)
             groups.append(_Group(where, self._lanes.down(ids), self._lanes.down(confidence)))
-        marks = ((begin, self._lanes.mark()),)
-        return Pending(tuple(groups), tuple(errors), self._space.dtype, marks)
+        return Pending(tuple(groups), tuple(errors), self._space.dtype, tuple(marks))
 
     def _logits_at(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
         """Return logits float32 [N, C, *size] of RGB [N, 3, h, w], 0..255 of any type."""
