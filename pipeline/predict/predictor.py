@@ -21,6 +21,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from pipeline.errors import ImageTooLarge, InputError, ModelError
+from pipeline.models.device_errors import no_memory
 from pipeline.predict.compiled import Compiled
 from pipeline.predict.decide import Cut, Frame, bands, decide
 from pipeline.predict.instances import Canvas, find
@@ -188,7 +189,7 @@ class Predictor:
         try:
             return self._begin(images, places)
         except RuntimeError as error:
-            if not _is_memory(error):
+            if not no_memory(error):
                 raise
         # Out of the handler: while it ran, the traceback kept the failed batch's tensors.
         if self._device.type == "cuda":
@@ -328,8 +329,3 @@ def _joined(parts: Sequence[Pending]) -> Pending:
         parts[0].ids_dtype,
         tuple(m for p in parts for m in p.marks),
     )
-
-
-def _is_memory(error: RuntimeError) -> bool:
-    """Tell whether a device, or the CPU's allocator, had no memory left."""
-    return isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate" in str(error)
