@@ -183,7 +183,6 @@ def label(
     shard_images: int = SHARD_IMAGES,
     publish: str = "as they come",
     facts: Mapping[str, Any] | None = None,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
     on_listed: Callable[[int, int], None] = lambda listed, todo: None,
     watch: Callable[[RunReport], None] = lambda report: None,
 ) -> RunReport:
@@ -203,7 +202,6 @@ def label(
         shard_rows=shard_images,
         ramp=True,
         publish=publish,
-        on_progress=on_progress,
         on_listed=on_listed,
         watch=watch,
         facts={"model": factory.uri, "model_digest": digest, **(facts or {})},

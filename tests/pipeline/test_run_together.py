@@ -135,7 +135,7 @@ def test_a_reader_never_sees_both_rows_of_a_changed_image_or_none(held, tmp_path
         assert reader.stdout.readline()
         changed = [sample(n, "f1", "old") for n in NAMES]
         report, after = run_job(held, changed, shard_rows=10,
-                                on_progress=lambda done, total: time.sleep(0.02))  # fmt: skip
+                                watch=lambda report: time.sleep(0.02))  # fmt: skip
         stop.touch()
         out, errors = reader.communicate(timeout=60)
     assert reader.returncode == 0, errors
