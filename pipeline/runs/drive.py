@@ -58,7 +58,8 @@ def execute(
     The listing comes as samples, or as batches of them (`pipeline.samples`), which costs a tenth.
     `choose_runner` gets the number of samples left to do. With `publish="at the end"` nothing is
     visible to readers before one commit at the end. `watch` gets the report, which goes on
-    changing, when the work begins, whenever a shard was booked, and at the end; `facts` say what makes the rows, for the store's history.
+    changing, when work begins, whenever a shard was booked, and at the end; `facts` say what makes
+    the rows, for the store's history.
 
     With `ramp` the first shards are small: where a full one takes minutes, something is done in
     seconds.
