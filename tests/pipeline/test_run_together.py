@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.store import Store
 from tests.pipeline.run_jobs import run_job
-from tests.samples import SPACE, sample
+from tests.samples import SPACE, Labelling, sample
 
 ROWS = 120
 NAMES = [f"i{n:03d}" for n in range(ROWS)]
@@ -25,15 +25,10 @@ from pipeline.runner import LocalRunner
 from pipeline.runs.choice import Choice
 from pipeline.samples import to_batch
 from pipeline.store import Store
-from tests.pipeline.test_run_together import NAMES
-from tests.samples import Labelling, sample
+from tests.pipeline.test_run_together import NAMES, Slow
+from tests.samples import sample
 
 url, part, value, here, there = sys.argv[1:]
-
-class Slow(Labelling):
-    def label(self, samples):
-        time.sleep(0.02)
-        return super().label(samples)
 
 drive._COMMIT_FRAGMENTS = 2
 choice = Choice.parse(shard=None if part == "all" else part)
@@ -49,6 +44,14 @@ report = drive.execute(
 )
 print(report.run, report.inputs, report.done + report.skipped + report.failed, report.failed)
 """
+
+
+class Slow(Labelling):
+    """Here, not in `JOB`: a job that meets the other's plan works in child processes."""
+
+    def label(self, samples):
+        time.sleep(0.02)
+        return super().label(samples)
 
 
 def together(url: str, tmp_path: Path, parts: tuple[str, str]) -> list[list[str]]:
