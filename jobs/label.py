@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,13 +22,13 @@ from jobs.console import (
     note,
     watching,
 )
+from jobs.gpus import default_gpus
 from jobs.progress import Progress
-from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pipeline.runner import Resources, Runner
+    from pipeline.runner import Runner
     from pipeline.runs.report import RunReport
     from pipeline.store import Store
 
@@ -251,28 +251,26 @@ def label(
         from pipeline.models.ensemble import uri_of
         from pipeline.models.uri import absolute
         from pipeline.predict.options import LabelOptions, check_model
-        from pipeline.predict.thresholds import Thresholds
-        from pipeline.predict.tta import Augmentation
-        from pipeline.runner import check_runner
+        from pipeline.runner import Resources, check_runner, choose
         from pipeline.runs.choice import Choice
         from pipeline.segmenter import SegmenterFactory
         from pipeline.store import Store
 
         check_runner(runner)
         choice = Choice.parse(limit, shard, sample)
-        options = LabelOptions(
-            batch_size=_batch(batch_size),
-            precision=cast("Any", precision),
+        options = LabelOptions.parse(
+            batch_size=batch_size,
+            precision=precision,
             confidence=confidence,
-            decode=cast("Any", decode),
+            decode=decode,
             pad_limit=pad_limit,
             compile=compiled,
-            input_size=_size("--input-size", input_size),
-            window=_size("--window", window),
+            input_size=input_size,
+            window=window,
             overlap=overlap,
-            tta=Augmentation.parse(tta) if tta else Augmentation(),
-            refine=cast("Any", refine),
-            min_confidence=Thresholds.parse(min_confidence) if min_confidence else Thresholds(),
+            tta=tta,
+            refine=refine,
+            min_confidence=min_confidence,
         )
         uri = uri_of([absolute(m) for m in model])
         weights = absolute(weights) if weights else None
@@ -281,7 +279,8 @@ def label(
         check_model(loaded, options)
         digest, space = label_digest(loaded.digest, options), loaded.label_space
         factory = replace(factory, digest=loaded.digest)
-        resources = _resources(actors, gpus_per_actor, address)
+        gpus = default_gpus(address) if gpus_per_actor is None else gpus_per_actor
+        resources = Resources.parse(actors, gpus=gpus)
         if dry_run:
             from jobs.label_outlook import tell_outlook
 
@@ -291,8 +290,6 @@ def label(
         target = Store.create(store, [space])
 
         def pick(count: int) -> Runner:
-            from pipeline.runner import choose
-
             return choose(
                 runner, seconds=count * SECONDS_AN_IMAGE, resources=resources, address=address
             )
@@ -359,55 +356,3 @@ def _tell(store: Store, run: str) -> None:
     note(
         f"{count:,} input{'s' * (count != 1)} failed; `segmill store errors {store.url}` lists them"
     )
-
-
-def _has_gpus(address: str | None) -> bool:
-    """Tell whether this machine, or the cluster where there is one, has GPUs."""
-    import os
-
-    if address or os.environ.get("RAY_ADDRESS"):
-        import ray
-
-        from pipeline.ray_runner import start_ray
-
-        start_ray(address)
-        if ray.cluster_resources().get("GPU"):
-            return True
-        note("the cluster has no GPU now; --gpus-per-actor 1 asks for some, labelling on CPUs")
-        return False
-    import torch
-
-    return bool(torch.cuda.is_available())
-
-
-def _batch(text: str) -> int | None:
-    """Read a batch size; None is auto."""
-    if text == "auto":
-        return None
-    if not text.isdigit():
-        raise UsageError(f"--batch-size is a number, or auto, not {text!r}")
-    return int(text)
-
-
-def _size(option: str, text: str | None) -> tuple[int, int] | None:
-    """Read HxW."""
-    if text is None:
-        return None
-    height, _, width = text.lower().partition("x")
-    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
-        raise UsageError(f"{option} is HxW, like 360x480, not {text!r}")
-    return int(height), int(width)
-
-
-def _resources(actors: str | None, gpus: float | None, address: str | None) -> Resources:
-    """Read MIN:MAX actors and the GPUs of each; by default one where there are any."""
-    from pipeline.runner import Resources
-
-    if gpus is None:
-        gpus = 1.0 if _has_gpus(address) else 0.0
-    if actors is None:
-        return Resources(gpus=gpus)
-    low, _, high = actors.partition(":")
-    if not (low.isdigit() and (high or low).isdigit()):
-        raise UsageError(f"--actors is MAX or MIN:MAX, like 1:8, not {actors!r}")
-    return Resources(int(low), int(high or low), gpus=gpus)

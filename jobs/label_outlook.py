@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from jobs.console import note
+from jobs.gpus import has_gpu
 from jobs.progress import Progress, span
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def tell_outlook(
     if outlook.work and rate is None:
         note("no finished run of this model in the store: labelling some images here to time it")
         rate = trial_rate(factory, outlook.trial)
-        if resources.gpus and not _has_gpu():
+        if resources.gpus and not has_gpu():
             note("this machine has no GPU: the images were labelled on its CPU")
     if price is not None and not resources.gpus:
         note("no GPU is asked for, so none costs anything; --gpus-per-actor 1 asks for some")
@@ -50,12 +51,6 @@ def tell_outlook(
     summary.inputs = summary.skipped = outlook.listed
     summary.figures |= figures | {"model_digest": job.digest}
     _print(figures)
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return bool(torch.cuda.is_available())
 
 
 def _workers(resources: Resources, rate: Any) -> int:

@@ -71,7 +71,7 @@ class PoisonInput(InputError):
 
 
 class WorkerDied(SegmillError):
-    """The processes that do the work die before any input can be the cause."""
+    """The processes that do the work die, or their devices do, and no input is the cause."""
 
 
 class NoSpace(SegmillError, OSError):

@@ -6,6 +6,7 @@ poisonous input stands alone. Ray's actors and this machine's child processes ju
 
 from __future__ import annotations
 
+import pickle
 import signal
 from collections import deque
 from multiprocessing import get_context
@@ -139,9 +140,13 @@ def _serve(link: Connection[Any, Any], make_worker: Callable[[], Callable[[Any],
 
 
 def _send(link: Connection[Any, Any], answer: object, error: BaseException | None) -> None:
-    """Send an answer; an error that cannot be pickled goes as its text."""
+    """Send an answer; an error that cannot be pickled, or not be read back, goes as its text."""
     try:
+        if error is not None:
+            pickle.loads(pickle.dumps(error))
         link.send(answer)
-    except (TypeError, AttributeError, ValueError, ImportError) as refusal:
+    except OSError:
+        raise
+    except Exception as refusal:  # a class's own code runs in both
         said = SegmillError(f"{type(error).__name__}: {error}" if error else str(refusal))
         link.send(said if isinstance(answer, BaseException) else Outcome(None, error=said))

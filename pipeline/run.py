@@ -6,9 +6,9 @@
 The listing is cut into shards by position, the shards lose what the store holds already, and what
 is left is the plan, written down before work starts. A worker labels a shard and writes it under
 the shard's name, as one fragment or as several of bounded size; the driver commits fragments as
-they come. A run that died is taken
-up again under its own name: fragments that it wrote and did not commit are adopted, the rest is
-done. Resume, incremental update and idempotence are this one mechanism.
+they come. A run that died is taken up again under its own name: fragments that it wrote and did not
+commit are adopted, the rest is done. Resume, incremental update and idempotence are this one
+mechanism.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _now() -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Samples that one worker labels into one fragment; its name is a hash of their identities."""
+    """Samples that one worker labels; its name is a hash of their identities."""
 
     name: str
     samples: tuple[Sample, ...]

@@ -96,8 +96,6 @@ class LocalRunner:
     """
 
     workers: int = field(default_factory=cores)
-    most_children: int | None = None
-    """Most child processes of the isolated runner: each holds a model of its own on the GPU."""
     in_children: bool = False
     crew: Crew = field(default_factory=Crew, compare=False)
 
@@ -121,12 +119,10 @@ class LocalRunner:
         if self.in_children:
             from pipeline.isolation import Child
 
-            count = min(self.workers, self.most_children or self.workers)
-            threads = _Threads(lambda: Child(make_worker, split), iter(chunks), count)
+            threads = _Threads(lambda: Child(make_worker, split), iter(chunks), self.workers)
         else:
-            count = self.workers
-            threads = _Threads(lambda: _Here(make_worker()), iter(chunks), count)
-        self.crew.alive = self.crew.in_flight = count
+            threads = _Threads(lambda: _Here(make_worker()), iter(chunks), self.workers)
+        self.crew.alive = self.crew.in_flight = self.workers
         try:
             yield from threads.outcomes()
         finally:
@@ -236,6 +232,20 @@ class Resources:
                 f"actors are MIN:MAX with 1 <= MIN <= MAX, not {self.min_actors}:{self.max_actors}"
             )
 
+    @classmethod
+    def parse(cls, actors: str | None, *, gpus: float) -> Resources:
+        """Read MAX or MIN:MAX actors; None is what fits.
+
+        Raises:
+            UsageError: it is neither, or MIN is above MAX.
+        """
+        if actors is None:
+            return cls(gpus=gpus)
+        low, _, high = actors.partition(":")
+        if not (low.isdigit() and (high or low).isdigit()):
+            raise UsageError(f"--actors is MAX or MIN:MAX, like 1:8, not {actors!r}")
+        return cls(int(low), int(high or low), gpus=gpus)
+
 
 def check_runner(mode: str) -> None:
     """Raise UsageError unless there is a runner of that name."""
@@ -254,7 +264,8 @@ def choose(
     """Return the runner for about `seconds` of work on one core.
 
     `auto` takes Ray when there is a cluster to use, a GPU to pin or more than a minute of this
-    machine's work: Ray costs seconds to start and a gigabyte at rest.
+    machine's work: Ray costs seconds to start and a gigabyte at rest. In this process one worker
+    takes the GPU, where work is to have any.
 
     Raises:
         UsageError: the mode is none of auto, local, ray.
@@ -264,7 +275,8 @@ def choose(
     cluster = address or os.environ.get("RAY_ADDRESS")
     wants_ray = bool(cluster) or resources.gpus > 0 or seconds / count > _WORTH_RAY_SECONDS
     if mode == "local" or (mode == "auto" and not wants_ray):
-        return LocalRunner(count, most_children=1 if resources.gpus else None)
+        # One worker keeps a GPU busy; a second would only share its memory.
+        return LocalRunner(1 if resources.gpus else count)
     if resources.max_actors is None and workers:
         resources = Resources(resources.min_actors, workers, resources.cpus, resources.gpus)
     from pipeline.ray_runner import RayRunner

@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from pipeline import masks
-from pipeline.errors import CorruptImage, InputError, ModelError
+from pipeline.errors import CorruptImage, InputError, ModelError, WorkerDied
 from pipeline.files import read_url
 from pipeline.images import decode, header
 from pipeline.models import load_model
+from pipeline.models.device_errors import device_lost
 from pipeline.predict.options import LabelOptions
 from pipeline.predict.predictor import Picture, Predicted, Predictor
 from pipeline.predict.stream import Stream
@@ -140,13 +141,22 @@ class Segmenter:
             torch.set_num_threads(1)
 
     def __call__(self, samples: Sequence[Sample]) -> Iterator[tuple[Sample, Record | InputError]]:
-        """Yield each sample with its record or the error that stopped it."""
+        """Yield each sample with its record or the error that stopped it.
+
+        Raises:
+            WorkerDied: the device failed in a way that all later work in this process shares.
+        """
         pool = ThreadPoolExecutor(self._threads, "segmill-images")
         with self.spent.on("wait"):
             read_ahead = _ReadAhead(samples, self.spent)
         try:
             decode = partial(self._decode, read=read_ahead)
             yield from Stream(self.predictor, self.spent, pool, self._encode).run(samples, decode)
+        except RuntimeError as error:
+            if not device_lost(error):
+                raise
+            cause = str(error).splitlines()[0]
+            raise WorkerDied(f"the device failed ({cause}); run the same command again") from error
         finally:
             read_ahead.close()
             pool.shutdown(cancel_futures=True)

@@ -14,6 +14,7 @@ from torch import nn
 from pipeline.errors import ModelError
 from pipeline.models.classes import check_count
 from pipeline.models.described import KEYS, choice, input_of, read_description, space_of
+from pipeline.models.device_errors import no_memory
 from pipeline.models.loaded import LoadedModel
 from pipeline.models.program import (
     TINY,
@@ -78,7 +79,7 @@ class Program(nn.Module):
         try:
             found = self._held[1](filled.contiguous())
         except (AssertionError, RuntimeError) as error:
-            if isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate" in str(error):
+            if no_memory(error):
                 raise
             cause = str(error).strip().splitlines()[0]
             raise ModelError(

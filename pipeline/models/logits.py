@@ -1,6 +1,7 @@
 """A network's input brought to sizes that it takes, and its logits brought to the image's size.
 
-Labelling and validation share it, so that the mIoU of a training is that of its labels.
+For validation and for the masks of objects. Label maps are made in bands of bounded memory
+(`pipeline.predict.decide`): the same to rounding, so that a training's mIoU is that of its labels.
 """
 
 from __future__ import annotations

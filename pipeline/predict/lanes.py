@@ -1,8 +1,12 @@
 """Copies between host and device that run beside the computation.
 
 On CUDA an upload and a download each have a stream of their own, and host memory is pinned: while
-the device computes one batch, the next one comes in and the last one goes out. Elsewhere nothing is
-copied and everything is there at once; the code that uses a `Lanes` is the same.
+the device computes one batch, the next one comes in and the last one goes out. Elsewhere everything
+is there at once; the code that uses a `Lanes` is the same.
+
+Nobody here keeps memory until a copy ends: torch's allocators do. A pinned block is not given to
+anyone else before the copies that were begun with it are done, and a tensor's not before the
+streams that it was recorded on have come so far.
 """
 
 from __future__ import annotations
@@ -52,12 +56,13 @@ class Lanes:
         What is computed from it waits for it.
         """
         if not self._beside:
-            return torch.from_numpy(np.stack(arrays) if len(arrays) > 1 else arrays[0][None])
+            whole = np.stack(arrays) if len(arrays) > 1 else arrays[0][None]
+            return torch.from_numpy(whole).to(self._device)
         host = torch.empty((len(arrays), *arrays[0].shape), dtype=torch.uint8, pin_memory=True)
         np.stack(arrays, out=host.numpy())
-        with torch.cuda.stream(self._up):
+        with _CUDA.stream(self._up):
             there = host.to(self._device, non_blocking=True)
-        now = torch.cuda.current_stream(self._device)
+        now = _CUDA.current_stream(self._device)
         now.wait_stream(self._up)
         # Without it the memory could be given to the next upload while this one is being read.
         there.record_stream(now)
@@ -67,19 +72,22 @@ class Lanes:
         """Begin to copy a tensor to the host, once what computes it is done."""
         if not self._beside:
             return Arriving(tensor.cpu())
-        self._down.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._down):
+        self._down.wait_stream(_CUDA.current_stream(self._device))
+        with _CUDA.stream(self._down):
             host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             host.copy_(tensor, non_blocking=True)
         tensor.record_stream(self._down)
-        return Arriving(host, self._down.record_event())
+        # Who waits for an event that is not blocking spins, on a core that could decode meanwhile.
+        done = _CUDA.Event(blocking=True)
+        done.record(self._down)
+        return Arriving(host, done)
 
     def mark(self) -> Any:
         """Return a moment of the computation, for `seconds_between`."""
         if not self._beside:
             return time.perf_counter()
         event = _CUDA.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self._device))
+        event.record(_CUDA.current_stream(self._device))
         return event
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from pipeline.errors import MissingExtra, UsageError
 from pipeline.predict.thresholds import Thresholds
@@ -54,6 +54,31 @@ class LabelOptions:
     tta: Augmentation = field(default_factory=Augmentation)
     refine: Refine = "none"
     min_confidence: Thresholds = field(default_factory=Thresholds)
+
+    @classmethod
+    def parse(
+        cls,
+        *,
+        batch_size: str,
+        input_size: str | None,
+        window: str | None,
+        tta: str | None,
+        min_confidence: str | None,
+        **plain: Any,
+    ) -> LabelOptions:
+        """Read options as a user writes them: sizes as HxW, `auto` as no batch size.
+
+        Raises:
+            UsageError: an option is malformed or out of its range.
+        """
+        return cls(
+            batch_size=_batch(batch_size),
+            input_size=_size("--input-size", input_size),
+            window=_size("--window", window),
+            tta=Augmentation.parse(tta) if tta else Augmentation(),
+            min_confidence=Thresholds.parse(min_confidence) if min_confidence else Thresholds(),
+            **plain,
+        )
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -112,6 +137,23 @@ class LabelOptions:
         if self.min_confidence:
             said.append(f"min_confidence={self.min_confidence}")
         return said
+
+
+def _batch(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdigit():
+        raise UsageError(f"--batch-size is a number, or auto, not {text!r}")
+    return int(text)
+
+
+def _size(option: str, text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    height, _, width = text.lower().partition("x")
+    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise UsageError(f"{option} is HxW, like 360x480, not {text!r}")
+    return int(height), int(width)
 
 
 def check_model(model: LoadedModel, options: LabelOptions) -> None:

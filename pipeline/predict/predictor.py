@@ -21,6 +21,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from pipeline.errors import ImageTooLarge, InputError, ModelError
+from pipeline.models.device_errors import no_memory
 from pipeline.predict.compiled import Compiled
 from pipeline.predict.decide import Cut, Frame, bands, decide
 from pipeline.predict.instances import Canvas, find
@@ -188,7 +189,7 @@ class Predictor:
         try:
             return self._begin(images, places)
         except RuntimeError as error:
-            if not _is_memory(error):
+            if not no_memory(error):
                 raise
         # Out of the handler: while it ran, the traceback kept the failed batch's tensors.
         if self._device.type == "cuda":
@@ -243,7 +244,7 @@ class Predictor:
         """Begin a batch whose images are seen several times, each size for itself."""
         groups: list[_Group] = []
         errors: list[tuple[int, InputError]] = []
-        begin = self._lanes.mark()
+        marks: list[tuple[Any, Any]] = []
         for some in alike:
             first = images[some[0]]
             if cause := views.too_large(first.size):
@@ -251,11 +252,12 @@ class Predictor:
                 errors += [(places[n], ImageTooLarge(images[n].path, cause, mend)) for n in some]
                 continue
             pixels = self._lanes.up([images[n].pixels for n in some]).permute(0, 3, 1, 2)
+            begin = self._lanes.mark()
             ids, confidence = views.labels(pixels, first.size, self._ids, self._cut)
+            marks.append((begin, self._lanes.mark()))
             where = tuple(places[n] for n in some)
             groups.append(_Group(where, self._lanes.down(ids), self._lanes.down(confidence)))
-        marks = ((begin, self._lanes.mark()),)
-        return Pending(tuple(groups), tuple(errors), self._space.dtype, marks)
+        return Pending(tuple(groups), tuple(errors), self._space.dtype, tuple(marks))
 
     def _logits_at(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
         """Return logits float32 [N, C, *size] of RGB [N, 3, h, w], 0..255 of any type."""
@@ -327,8 +329,3 @@ def _joined(parts: Sequence[Pending]) -> Pending:
         parts[0].ids_dtype,
         tuple(m for p in parts for m in p.marks),
     )
-
-
-def _is_memory(error: RuntimeError) -> bool:
-    """Tell whether a device, or the CPU's allocator, had no memory left."""
-    return isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate" in str(error)

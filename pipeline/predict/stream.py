@@ -62,11 +62,12 @@ class Stream:
             if isinstance(decoded, InputError):
                 yield sample, decoded
                 continue
-            for batch in self._filled(decoded):
+            if batch := self._filled(decoded):
                 self._start(batch)
             yield from self._encoded(_BEHIND_PIXELS)
         for shape in list(self._waiting):
             self._start(self._waiting.pop(shape))
+            yield from self._encoded(_BEHIND_PIXELS)
         self._collect()
         yield from self._encoded(0)
 
@@ -92,8 +93,8 @@ class Stream:
                 batch = self.predictor.batches.of(shape)
             yield first, decoded
 
-    def _filled(self, decoded: Decoded) -> Iterator[list[Decoded]]:
-        """Put an image beside others of its shape; yield a batch that is full, or too much."""
+    def _filled(self, decoded: Decoded) -> list[Decoded] | None:
+        """Put an image beside others of its shape; return a batch that is full, or too much."""
         pixels = decoded.picture.pixels
         shape = self.predictor.input_shape(*decoded.picture.size)
         batch = self._waiting.setdefault(shape, [])
@@ -101,11 +102,11 @@ class Stream:
         self._held += pixels.nbytes
         if len(batch) < self.predictor.batches.of(shape):
             if self._held < _HELD_BYTES:
-                return
+                return None
             shape = max(self._waiting, key=lambda s: len(self._waiting[s]) * s[0] * s[1])
         batch = self._waiting.pop(shape)
         self._held -= sum(d.picture.pixels.nbytes for d in batch)
-        yield batch
+        return batch
 
     def _start(self, batch: list[Decoded]) -> None:
         """Give the device a batch, then take the one before from it."""

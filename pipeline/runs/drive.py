@@ -49,7 +49,6 @@ def execute(
     shard_rows: int = 256,
     ramp: bool = False,
     publish: str = "as they come",
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
     on_listed: Callable[[int, int], None] = lambda listed, todo: None,
     watch: Callable[[RunReport], None] = lambda report: None,
     facts: Mapping[str, Any] | None = None,
@@ -60,8 +59,9 @@ def execute(
     The listing comes as samples, or as batches of them (`pipeline.samples`), which costs a tenth.
     `choose_runner` gets the number of samples left to do. With `publish="at the end"` nothing is
     visible to readers before one commit at the end. `watch` gets the report, which goes on
-    changing, whenever a shard was booked, and once where there is nothing to do; `facts` say what
-    makes the rows, for the store's history; `spent` are the driver's seconds before this, by stage.
+    changing, when work begins, whenever a shard was booked, and at the end, also where there is
+    nothing to do; `facts` say what makes the rows, for the store's history; `spent` are the
+    driver's seconds before this, by stage.
 
     With `ramp` the first shards are small: where a full one takes minutes, something is done in
     seconds.
@@ -86,7 +86,7 @@ def execute(
             metrics = RunMetrics(runner.meter, run.verb, run.name)
             with closing(runner.map(writer, drive.shards(), Shard.halves)) as outcomes:
                 for outcome in outcomes:
-                    on_progress(drive.take(outcome), total)
+                    drive.take(outcome)
                     metrics(drive.report)
                     watch(drive.report)
             drive.report.end()
@@ -186,8 +186,8 @@ class Drive:
                 self._again[key] = True
         return once
 
-    def take(self, outcome: Outcome[Shard, Shelved]) -> int:
-        """Book a shard's outcome and return how many samples are booked so far."""
+    def take(self, outcome: Outcome[Shard, Shelved]) -> None:
+        """Book a shard's outcome, and commit when it is time."""
         shelved = outcome.result
         if shelved is None:
             shelved = self._failed(outcome.chunk, outcome.error)
@@ -197,7 +197,6 @@ class Drive:
         due = len(self._staged) >= _COMMIT_FRAGMENTS or waited > self._patience
         if due and self._publish == "as they come":
             self._commit()
-        return self._report.done + self._report.failed
 
     def _failed(self, shard: Shard, error: BaseException | None) -> Shelved:
         """Turn a shard that raised into failures: only bad input may, all else ends the job."""

@@ -21,6 +21,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from pipeline.files import ARCHIVE_URL, local_path
+from pipeline.runner import cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -173,8 +174,7 @@ def share(environment: Mapping[str, str], cores: int) -> tuple[int, int]:
 @cache
 def _pool(process: int) -> tuple[ThreadPoolExecutor, _Permits, int]:
     """Return the threads that this process's workers share, the permits, the threads' number."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    permits, most = share(os.environ, cores or 1)
+    permits, most = share(os.environ, cores())
     return ThreadPoolExecutor(most, "segmill-ahead"), _Permits(permits), most
 
 

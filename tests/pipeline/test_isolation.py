@@ -62,15 +62,32 @@ def unpicklable(_: int) -> int:
     raise LocalError("of a class that no other process knows")
 
 
-class Unpicklable:
+class TwoWordsError(Exception):
+    def __init__(self, one: str, other: str) -> None:
+        super().__init__(f"{one} {other}")
+
+
+def unreadable(_: int) -> int:
+    raise TwoWordsError("cannot be", "read back")
+
+
+class Works:
+    def __init__(self, work) -> None:
+        self.work = work
+
     def __call__(self):
-        return unpicklable
+        return self.work
 
 
 def test_an_error_that_cannot_travel_goes_as_its_text():
-    (outcome,) = LocalRunner(1).isolated().map(Unpicklable(), [1])
-    assert isinstance(outcome.error, SegmillError)
-    assert str(outcome.error) == "LocalError: of a class that no other process knows"
+    said = {
+        unpicklable: "LocalError: of a class that no other process knows",
+        unreadable: "TwoWordsError: cannot be read back",
+    }
+    for work, text in said.items():
+        (outcome,) = LocalRunner(1).isolated().map(Works(work), [1])
+        assert isinstance(outcome.error, SegmillError)
+        assert str(outcome.error) == text
 
 
 class CannotBeMade:
@@ -95,7 +112,7 @@ def test_on_ray_a_worker_that_dies_at_its_start_ends_the_map(ray_session):
 
 
 def test_on_ray_an_error_that_cannot_travel_kills_nobody(ray_session):
-    (outcome,) = RayRunner(Resources(1, 1, cpus=0.5)).map(Unpicklable(), [1])
+    (outcome,) = RayRunner(Resources(1, 1, cpus=0.5)).map(Works(unpicklable), [1])
     assert "LocalError" in type(outcome.error).__name__ + str(outcome.error)
     assert not isinstance(outcome.error, PoisonInput)
 

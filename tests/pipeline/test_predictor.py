@@ -37,17 +37,17 @@ def one_thread():
 class Strided(nn.Module):
     """Eleven classes at 1/8 of the input; refuses batches of more than `most` images."""
 
-    def __init__(self, most=1000, channels=11):
+    def __init__(self, most=1000, channels=11, says="CPUAllocator: can't allocate memory"):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(5)
             self.conv = nn.Conv2d(3, channels, 8, stride=8)
-        self.most, self.batches = most, []
+        self.most, self.says, self.batches = most, says, []
 
     def forward(self, x):
         self.batches.append(len(x))
         if len(x) > self.most:
-            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+            raise RuntimeError(f"[enforce fail] {self.says}")
         return 5 * self.conv(x)
 
 
@@ -149,8 +149,16 @@ def test_with_a_size_of_its_own_nothing_is_padded_by_the_limit():
     assert predictor(pad_limit=0.1).input_shape(481, 333) == (496, 336)
 
 
-def test_a_batch_too_large_is_halved_and_none_is_lost():
-    module = Strided(most=3)
+@pytest.mark.parametrize(
+    "says",
+    [
+        "DefaultCPUAllocator: can't allocate memory",
+        "CUDA error: out of memory",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    ],
+)
+def test_a_batch_too_large_is_halved_and_none_is_lost(says):
+    module = Strided(most=3, says=says)
     p = predictor(module, batch_size=8)
     images = pictures(*[(16, 24)] * 8, (16, 17))
     found = p.predict(images)

@@ -176,7 +176,7 @@ def test_what_a_gated_run_adopts_stays_unseen_until_the_end(store):
     seen = []
     report, after = run_job(
         store.latest(), map(sample, NAMES), publish="at the end",
-        on_progress=lambda done, total: seen.append(store.latest().count()),
+        watch=lambda report: seen.append(store.latest().count()),
     )  # fmt: skip
     assert report.adopted == 3
     assert set(seen) == {0}
@@ -216,13 +216,14 @@ def test_a_labeller_that_breaks_on_everything_ends_the_run(store):
 def test_failures_are_told_once_however_often_a_run_is_taken_up(store):
     """A run whose inputs all failed so far dies, twice, and is taken up under its name."""
 
-    def stop(done, total):
-        raise KeyboardInterrupt
+    def stop(report):
+        if report.failed:
+            raise KeyboardInterrupt
 
     bad = Labelling(bad=frozenset(NAMES))
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            run_job(store.latest(), map(sample, NAMES), bad, LocalRunner(1), on_progress=stop)
+            run_job(store.latest(), map(sample, NAMES), bad, LocalRunner(1), watch=stop)
     report, after = run_job(store.latest(), map(sample, NAMES), bad)
     assert report.resumed
     assert report.failed == 10
@@ -346,7 +347,10 @@ def test_another_writers_commits_do_not_have_the_whole_ledger_read_again(store, 
     """The other commits after every shard of the first, and at last replaces a row of its."""
     reads, whole, others = [], Ledger.of, []
 
-    def other(done, total):
+    def other(report):
+        done = report.done
+        if done in {0, *others}:
+            return
         others.append(done)
         name = f"o{done}" if done < 9 else "i00"
         run = Run.begin(store.latest(), "other", kind="truth", identity=[str(done)])
@@ -358,7 +362,7 @@ def test_another_writers_commits_do_not_have_the_whole_ledger_read_again(store, 
     _, first = run_job(store, map(sample, NAMES[:4]))
     monkeypatch.setattr("pipeline.runs.drive._COMMIT_FRAGMENTS", 1)
     monkeypatch.setattr(Ledger, "of", lambda store: reads.append(store) or whole(store))
-    run_job(first, [sample(n, "f2") for n in NAMES], runner=LocalRunner(1), on_progress=other)
+    run_job(first, [sample(n, "f2") for n in NAMES], runner=LocalRunner(1), watch=other)
     assert len(reads) == 1 + len(others) > 3
     after = store.latest()
     found = {r.image_id: r.fingerprint for r in after.records()}

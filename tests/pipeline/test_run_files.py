@@ -46,13 +46,14 @@ def test_a_plan_of_many_parts_comes_back_and_is_compressed(store, monkeypatch):
 
 
 def test_no_attempt_leaves_its_plan_behind(store):
-    def stop(done, total):
+    def stop(report):
         assert len(plans_of(store)) == 1
-        raise KeyboardInterrupt
+        if report.done:
+            raise KeyboardInterrupt
 
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            run_job(store.latest(), map(sample, NAMES), runner=LocalRunner(1), on_progress=stop)
+            run_job(store.latest(), map(sample, NAMES), runner=LocalRunner(1), watch=stop)
         assert plans_of(store) == []
     report, _ = run_job(store.latest(), map(sample, NAMES))
     assert report.resumed

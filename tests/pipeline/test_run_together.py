@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.store import Store
 from tests.pipeline.run_jobs import run_job
-from tests.samples import SPACE, sample
+from tests.samples import SPACE, Labelling, sample
 
 ROWS = 120
 NAMES = [f"i{n:03d}" for n in range(ROWS)]
@@ -25,15 +25,10 @@ from pipeline.runner import LocalRunner
 from pipeline.runs.choice import Choice
 from pipeline.samples import to_batch
 from pipeline.store import Store
-from tests.pipeline.test_run_together import NAMES
-from tests.samples import Labelling, sample
+from tests.pipeline.test_run_together import NAMES, Slow
+from tests.samples import sample
 
 url, part, value, here, there = sys.argv[1:]
-
-class Slow(Labelling):
-    def label(self, samples):
-        time.sleep(0.02)
-        return super().label(samples)
 
 drive._COMMIT_FRAGMENTS = 2
 choice = Choice.parse(shard=None if part == "all" else part)
@@ -49,6 +44,14 @@ report = drive.execute(
 )
 print(report.run, report.inputs, report.done + report.skipped + report.failed, report.failed)
 """
+
+
+class Slow(Labelling):
+    """Here, not in `JOB`: a job that meets the other's plan works in child processes."""
+
+    def label(self, samples):
+        time.sleep(0.02)
+        return super().label(samples)
 
 
 def together(url: str, tmp_path: Path, parts: tuple[str, str]) -> list[list[str]]:
@@ -135,7 +138,7 @@ def test_a_reader_never_sees_both_rows_of_a_changed_image_or_none(held, tmp_path
         assert reader.stdout.readline()
         changed = [sample(n, "f1", "old") for n in NAMES]
         report, after = run_job(held, changed, shard_rows=10,
-                                on_progress=lambda done, total: time.sleep(0.02))  # fmt: skip
+                                watch=lambda report: time.sleep(0.02))  # fmt: skip
         stop.touch()
         out, errors = reader.communicate(timeout=60)
     assert reader.returncode == 0, errors

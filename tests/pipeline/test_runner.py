@@ -110,10 +110,18 @@ def test_auto_takes_ray_for_a_cluster_a_gpu_or_much_work(monkeypatch):
     assert choose("auto", seconds=1, resources=Resources(gpus=1)).name == "ray"
     assert choose("auto", seconds=1, resources=plain, address="auto").name == "ray"
     assert choose("local", seconds=1e4, resources=plain).name == "local"
+    shared = choose("local", seconds=1, resources=Resources(gpus=1))
+    assert (shared.name, shared.workers) == ("local", 1)
     with pytest.raises(UsageError, match="--runner"):
         choose("spark", seconds=1, resources=plain)
 
 
 def test_resources_are_checked():
+    assert Resources.parse("2:8", gpus=0.5) == Resources(2, 8, gpus=0.5)
+    assert Resources.parse("3", gpus=0) == Resources(3, 3)
+    assert Resources.parse(None, gpus=1) == Resources(gpus=1)
+    for odd in ("8:2", "two", ":3", "-1"):
+        with pytest.raises(UsageError, match="MIN:MAX"):
+            Resources.parse(odd, gpus=0)
     with pytest.raises(UsageError, match="MIN:MAX"):
         Resources(3, 2)

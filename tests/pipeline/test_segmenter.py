@@ -11,7 +11,7 @@ from PIL import Image
 from torch.nn import functional as F  # noqa: N812
 
 from pipeline import masks
-from pipeline.errors import InputError, ModelError, UsageError
+from pipeline.errors import InputError, ModelError, UsageError, WorkerDied
 from pipeline.images import decode, list_images
 from pipeline.labelling import label_digest
 from pipeline.models import load_model
@@ -241,13 +241,14 @@ def test_a_worker_books_each_stage_of_a_shard_once(scenes, tmp_path):
     store = Store.create(str(tmp_path / "store"), [segmenter._space])
     run = Run.begin(store, "label", kind="model", identity=["x"])
     worker = ShardWriter(lambda: segmenter, store.sink(), run)()
-    for part in (samples[:4], samples[4:]):
+    for part, first in ((samples[:4], {"startup"}), (samples[4:], set())):
         start = time.perf_counter()
         shelved = worker(Shard.of(part))
         wall = time.perf_counter() - start
         assert shelved.done == len(part)
-        assert {*OWN, *BESIDE, "label", "write"} <= set(shelved.seconds)
-        own = sum(shelved.seconds[stage] for stage in (*OWN, "label", "write"))
+        stages = {*OWN, "label", "write", "other"}
+        assert set(shelved.seconds) == stages | {*BESIDE, "idle"} | first
+        own = sum(shelved.seconds[stage] for stage in stages)
         assert own <= wall
         assert shelved.seconds["label"] >= 0, "no second is booked twice"
 
@@ -264,6 +265,17 @@ def test_a_caller_that_gives_up_leaves_no_threads(scenes):
     next(records)
     records.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("segmill-images")]
+
+
+def test_a_lost_device_is_blamed_on_no_image(scenes):
+    segmenter = SegmenterFactory(URI)()
+
+    def start(images):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with ...")
+
+    segmenter.predictor.start = start
+    with pytest.raises(WorkerDied, match=r"illegal memory access was encountered\); run the same"):
+        list(segmenter(list(list_images(str(scenes)))))
 
 
 def test_freed_memory_is_kept_where_glibc_is():
