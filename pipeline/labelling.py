@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.errors import UsageError
+from pipeline.files import local_path
 from pipeline.record import EMBEDDED
 from pipeline.run import Run
 from pipeline.runs.choice import Choice
@@ -79,6 +80,8 @@ def list_sample_batches(
     """List the same as batches (`pipeline.samples`), for millions of them."""
     from pipeline.trees.listing import list_batches
 
+    if not source:  # an unset variable of a shell: not the working directory
+        raise UsageError("the images are '': name a directory, list, archive, bucket or store")
     if _is_store(source):
         if dataset:
             raise UsageError("--dataset is for images; the rows of a store keep their own")
@@ -93,6 +96,9 @@ def list_sample_batches(
 def _is_store(source: str) -> bool:
     from deltalake import DeltaTable
 
+    path = local_path(source)
+    if path is not None and not os.path.isdir(path):
+        return False
     if source.endswith((".zip", ".tar", ".txt", ".csv", ".parquet")) or "*" in source:
         return False
     return bool(DeltaTable.is_deltatable(locate(source)))
