@@ -7,6 +7,7 @@ ENet on two cores: about 12 images of 480x360 a second.
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -97,7 +98,9 @@ def label(
         str | None, typer.Option(help="Which rows of a store: an SQL condition on its columns.")
     ] = None,
     dataset: Annotated[str, typer.Option(help="The dataset's name in the rows.")] = "",
-    shard_images: Annotated[int, typer.Option(min=1, help="Images in one shard of work.")] = 128,
+    shard_images: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="Images in one shard of work.")
+    ] = 128,
     limit: Annotated[
         int | None, typer.Option(min=0, help="Only the first N images. The rest are no inputs.")
     ] = None,
@@ -155,9 +158,11 @@ def label(
             input_size=_size("--input-size", input_size),
             window=_size("--window", window),
             overlap=overlap,
-            tta=Augmentation.parse(tta) if tta else Augmentation(),
+            tta=Augmentation.parse(tta) if tta is not None else Augmentation(),
             refine=cast("Any", refine),
-            min_confidence=Thresholds.parse(min_confidence) if min_confidence else Thresholds(),
+            min_confidence=(
+                Thresholds() if min_confidence is None else Thresholds.parse(min_confidence)
+            ),
         )
         uri = uri_of([absolute(m) for m in model])
         weights = absolute(weights) if weights else None
@@ -243,19 +248,20 @@ def _batch(text: str) -> int | None:
     """Read a batch size; None is auto."""
     if text == "auto":
         return None
-    if not text.isdigit():
+    number = _number(text)
+    if number is None:
         raise UsageError(f"--batch-size is a number, or auto, not {text!r}")
-    return int(text)
+    return number
 
 
 def _size(option: str, text: str | None) -> tuple[int, int] | None:
     """Read HxW."""
     if text is None:
         return None
-    height, _, width = text.lower().partition("x")
-    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
+    height, width = (_number(side) for side in text.lower().partition("x")[::2])
+    if not height or not width:
         raise UsageError(f"{option} is HxW, like 360x480, not {text!r}")
-    return int(height), int(width)
+    return height, width
 
 
 def _resources(actors: str | None, gpus: float | None, address: str | None) -> Resources:
@@ -266,7 +272,13 @@ def _resources(actors: str | None, gpus: float | None, address: str | None) -> R
         gpus = 1.0 if _has_gpus(address) else 0.0
     if actors is None:
         return Resources(gpus=gpus)
-    low, _, high = actors.partition(":")
-    if not (low.isdigit() and (high or low).isdigit()):
+    first, _, last = actors.partition(":")
+    low, high = _number(first), _number(last or first)
+    if low is None or high is None:
         raise UsageError(f"--actors is MAX or MIN:MAX, like 1:8, not {actors!r}")
-    return Resources(int(low), int(high or low), gpus=gpus)
+    return Resources(low, high, gpus=gpus)
+
+
+def _number(text: str) -> int | None:
+    """Read a whole number of plain digits; None where it is none, or beyond all use."""
+    return int(text) if re.fullmatch("[0-9]{1,9}", text) else None

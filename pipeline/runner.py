@@ -12,6 +12,7 @@ for that, and a run that is taken up after a crash gets it.
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import threading
@@ -235,6 +236,8 @@ class Resources:
             raise UsageError(
                 f"actors are MIN:MAX with 1 <= MIN <= MAX, not {self.min_actors}:{self.max_actors}"
             )
+        if not math.isfinite(self.gpus):
+            raise UsageError(f"--gpus-per-actor is a number of GPUs, not {self.gpus}")
 
 
 def choose(

@@ -21,6 +21,7 @@ Refine = Literal["none", "guided", "densecrf"]
 REFINERS: Final = get_args(Refine)
 OVERLAP: Final = 0.25
 _LEAST_WINDOW, _MOST_WINDOW = 16, 8192
+_MOST_INPUT: Final = 16_384
 _MOST_OVERLAP: Final = 0.9
 """More would run a network over every pixel more than a hundred times."""
 
@@ -66,6 +67,9 @@ class LabelOptions:
             raise UsageError(f"--pad-limit is a share, 0 to 1, not {self.pad_limit}")
         if self.refine not in REFINERS:
             raise UsageError(f"--refine takes {', '.join(REFINERS)}, not {self.refine!r}")
+        if self.input_size and not all(1 <= n <= _MOST_INPUT for n in self.input_size):
+            size = "{}x{}".format(*self.input_size)
+            raise UsageError(f"--input-size is 1 to {_MOST_INPUT} pixels a side, not {size}")
         self._check_window()
 
     def _check_window(self) -> None:

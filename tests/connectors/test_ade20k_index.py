@@ -82,7 +82,9 @@ def test_damaged_index(one: Path, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 4, 5])
-@pytest.mark.parametrize("kind", [list, lambda n: np.array(n, object), np.array], ids=["list", "objects", "array"])
+@pytest.mark.parametrize(
+    "kind", [list, lambda n: np.array(n, object), np.array], ids=["list", "objects", "array"]
+)
 def test_index_as_lists_or_arrays(
     one: Path, protocol: int, kind: Callable[[list[str]], Any]
 ) -> None:
