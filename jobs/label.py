@@ -239,7 +239,11 @@ def label(
     shard_images: Annotated[
         int,
         typer.Option(
-            min=1, metavar="N", help="Images in one shard of work.", rich_help_panel=_PLACE
+            min=1,
+            max=1_000_000,
+            metavar="N",
+            help="Images in one shard of work.",
+            rich_help_panel=_PLACE,
         ),
     ] = 128,
 ) -> None:

@@ -12,6 +12,7 @@ import logging
 import os
 import posixpath
 import re
+import stat
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
@@ -51,6 +52,7 @@ FILE_ERRORS: Final = {
     errno.EIO: "the disk cannot read it (input/output error)",
     errno.ENAMETOOLONG: "the name is too long",
     errno.ELOOP: "a chain of symbolic links without an end",
+    errno.ENXIO: "is a pipe, socket or device, not a file",
     errno.ESTALE: "the file changed on the server (stale handle)",
 }
 
@@ -335,10 +337,24 @@ def unreadable(path: str, error: OSError) -> Exception:
     return MissingFile(path, cause, "make it a readable file or take it off the list")
 
 
+def open_regular(path: str, flags: int) -> int:
+    """Open a file for `open`: a pipe would be waited for without end, a device read without end.
+
+    Raises:
+        OSError: ENXIO, it is a pipe, a socket or a device.
+    """
+    handle = os.open(path, flags | os.O_NONBLOCK)
+    mode = os.fstat(handle).st_mode
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):  # of a directory, `open` says so itself
+        return handle
+    os.close(handle)
+    raise OSError(errno.ENXIO, FILE_ERRORS[errno.ENXIO], path)
+
+
 def open_local(path: str) -> BinaryIO:
     """Open a local file for reading, unbuffered; links are followed."""
     try:
-        return open(path, "rb", buffering=0)
+        return open(path, "rb", buffering=0, opener=open_regular)
     except OSError as error:
         raise unreadable(path, error) from None
     except ValueError:

@@ -81,6 +81,8 @@ def list_sample_batches(
     """List the same as batches (`pipeline.samples`), for millions of them."""
     from pipeline.trees.listing import list_batches
 
+    if not source:  # an unset variable of a shell: not the working directory
+        raise UsageError("the images are '': name a directory, list, archive, bucket or store")
     if _is_store(source):
         if dataset:
             raise UsageError("--dataset is for images; the rows of a store keep their own")

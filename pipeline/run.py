@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 import pyarrow as pa
 
-from pipeline.errors import InputError, SegmillError, SumMismatch
+from pipeline.errors import InputError, SegmillError, SumMismatch, UsageError
 from pipeline.record import Record, Sample, to_table
 from pipeline.runs.attempts import new_attempt
 from pipeline.runs.failures import Failure
@@ -101,11 +101,14 @@ class Run:
             and tree.exists(f"{RUNS}/{name}/run.json")
             and not tree.exists(f"{RUNS}/{name}/finished.json")
         ]
-        if not found:
-            return None
-        name = max(found)
-        held = json.loads(tree.read(f"{RUNS}/{name}/run.json"))
-        return cls(name, key, verb, datetime.fromisoformat(held["at"]), kind, resumed=True)
+        for name in sorted(found, reverse=True):
+            try:
+                held = json.loads(tree.read(f"{RUNS}/{name}/run.json"))
+                at = datetime.fromisoformat(held["at"])
+            except (ValueError, KeyError, TypeError):  # torn by a crash: its work is done again
+                continue
+            return cls(name, key, verb, at, kind, resumed=True)
+        return None
 
 
 def _key(verb: str, identity: Sequence[str]) -> str:
@@ -115,7 +118,10 @@ def _key(verb: str, identity: Sequence[str]) -> str:
 def _now() -> datetime:
     """Return the time, or what SOURCE_DATE_EPOCH says it is (for reproducible stores)."""
     fixed = os.environ.get("SOURCE_DATE_EPOCH")
-    return datetime.fromtimestamp(int(fixed), UTC) if fixed else datetime.now(UTC)
+    try:
+        return datetime.fromtimestamp(int(fixed), UTC) if fixed else datetime.now(UTC)
+    except (ValueError, OverflowError, OSError):
+        raise UsageError(f"SOURCE_DATE_EPOCH is seconds since 1970, not {fixed!r}") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ for that, and a run that is taken up after a crash gets it.
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import threading
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 from pipeline.errors import UsageError
+from pipeline.numbers import whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
@@ -231,6 +233,8 @@ class Resources:
             raise UsageError(
                 f"actors are MIN:MAX with 1 <= MIN <= MAX, not {self.min_actors}:{self.max_actors}"
             )
+        if not math.isfinite(self.gpus):
+            raise UsageError(f"--gpus-per-actor is a number of GPUs, not {self.gpus}")
 
     @classmethod
     def parse(cls, actors: str | None, *, gpus: float) -> Resources:
@@ -241,10 +245,11 @@ class Resources:
         """
         if actors is None:
             return cls(gpus=gpus)
-        low, _, high = actors.partition(":")
-        if not (low.isdigit() and (high or low).isdigit()):
+        first, _, last = actors.partition(":")
+        low, high = whole(first), whole(last or first)
+        if low is None or high is None:
             raise UsageError(f"--actors is MAX or MIN:MAX, like 1:8, not {actors!r}")
-        return cls(int(low), int(high or low), gpus=gpus)
+        return cls(low, high, gpus=gpus)
 
 
 def check_runner(mode: str) -> None:

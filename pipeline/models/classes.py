@@ -61,16 +61,21 @@ def check_count(what: str, channels: int, space: LabelSpace) -> None:
 
 def numbered_space(count: int) -> LabelSpace:
     """Return the label space `classes-N`: ids 0 to N - 1 without meaning."""
+    _check_number(f"classes-{count}", count)  # before a billion names are made up
     return own_space(f"classes-{count}", [f"class-{i}" for i in range(count)])
 
 
 def own_space(name: str, names: Sequence[str]) -> LabelSpace:
     """Return a label space of a model's own class names, ids from 0."""
-    if not 0 < len(names) < _VOID_16_BIT:
-        raise UsageError(f"{name}: a model has 1 to {_VOID_16_BIT - 1} classes, not {len(names)}")
+    _check_number(name, len(names))
     void = _VOID_8_BIT if len(names) <= _VOID_8_BIT else _VOID_16_BIT
     classes = tuple(LabelClass(i, text, voc_colour(i)) for i, text in enumerate(_distinct(names)))
     return LabelSpace(name, classes, void)
+
+
+def _check_number(name: str, count: int) -> None:
+    if not 0 < count < _VOID_16_BIT:
+        raise UsageError(f"{name}: a model has 1 to {_VOID_16_BIT - 1} classes, not {count}")
 
 
 def named_space(names: Sequence[str]) -> LabelSpace:

@@ -69,7 +69,12 @@ def parse(text: str) -> ModelUri:
     kind = kind or _SUFFIXES.get(os.path.splitext(name)[1].lower(), "run")
     if not name:
         raise UsageError(f"model URI {text!r} names no model: write KIND:NAME, like zoo:enet")
-    return ModelUri(text, kind, name, {k: _value(v) for k, v in parse_qsl(query)})
+    options: dict[str, Any] = {}
+    for option, value in parse_qsl(query):
+        if option in options:
+            raise UsageError(f"{text}: ?{option}= is given twice; leave one out")
+        options[option] = _value(value)
+    return ModelUri(text, kind, name, options)
 
 
 def absolute(text: str) -> str:

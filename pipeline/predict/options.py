@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from pipeline.errors import MissingExtra, UsageError
+from pipeline.numbers import whole
 from pipeline.predict.thresholds import Thresholds
 from pipeline.predict.tta import Augmentation
 
@@ -21,6 +22,7 @@ Refine = Literal["none", "guided", "densecrf"]
 REFINERS: Final = get_args(Refine)
 OVERLAP: Final = 0.25
 _LEAST_WINDOW, _MOST_WINDOW = 16, 8192
+_MOST_INPUT: Final = 16_384
 _MOST_OVERLAP: Final = 0.9
 """More would run a network over every pixel more than a hundred times."""
 
@@ -75,8 +77,10 @@ class LabelOptions:
             batch_size=_batch(batch_size),
             input_size=_size("--input-size", input_size),
             window=_size("--window", window),
-            tta=Augmentation.parse(tta) if tta else Augmentation(),
-            min_confidence=Thresholds.parse(min_confidence) if min_confidence else Thresholds(),
+            tta=Augmentation() if tta is None else Augmentation.parse(tta),
+            min_confidence=(
+                Thresholds() if min_confidence is None else Thresholds.parse(min_confidence)
+            ),
             **plain,
         )
 
@@ -91,6 +95,9 @@ class LabelOptions:
             raise UsageError(f"--pad-limit is a share, 0 to 1, not {self.pad_limit}")
         if self.refine not in REFINERS:
             raise UsageError(f"--refine takes {', '.join(REFINERS)}, not {self.refine!r}")
+        if self.input_size and not all(1 <= n <= _MOST_INPUT for n in self.input_size):
+            size = "{}x{}".format(*self.input_size)
+            raise UsageError(f"--input-size is 1 to {_MOST_INPUT} pixels a side, not {size}")
         self._check_window()
 
     def _check_window(self) -> None:
@@ -142,18 +149,19 @@ class LabelOptions:
 def _batch(text: str) -> int | None:
     if text == "auto":
         return None
-    if not text.isdigit():
+    number = whole(text)
+    if number is None:
         raise UsageError(f"--batch-size is a number, or auto, not {text!r}")
-    return int(text)
+    return number
 
 
 def _size(option: str, text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
-    height, _, width = text.lower().partition("x")
-    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
+    height, width = (whole(side) for side in text.lower().partition("x")[::2])
+    if not height or not width:
         raise UsageError(f"{option} is HxW, like 360x480, not {text!r}")
-    return int(height), int(width)
+    return height, width
 
 
 def check_model(model: LoadedModel, options: LabelOptions) -> None:

@@ -58,7 +58,7 @@ class Choice:
         for batch in batches:
             chosen = self._chosen(batch)
             if left is not None:
-                chosen = chosen.slice(0, left)
+                chosen = chosen.slice(0, min(left, chosen.num_rows))  # Arrow's are 64 bits
                 left -= chosen.num_rows
             if chosen.num_rows:
                 yield chosen

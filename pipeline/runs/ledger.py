@@ -12,6 +12,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.errors import StoreError
 from pipeline.runs.index import Index, KeyPile, joined
@@ -75,9 +76,16 @@ class Ledger:
         numbers = {path: n for n, path in enumerate(new, len(self.paths))}
         pile = KeyPile(4)
         batches = store.scan_fragments(IDENTITY, only=[there[path] for path in new])
-        for home, batch in one_ahead(batches):
-            keys = keys_of(*batch.columns)
-            pile.add(*keys, np.full(batch.num_rows, numbers[home], np.uint64))
+        try:
+            for home, batch in one_ahead(batches):
+                keys = keys_of(*batch.columns)
+                pile.add(*keys, np.full(batch.num_rows, numbers[home], np.uint64))
+        except (FileNotFoundError, pa.ArrowInvalid) as error:
+            why = " ".join(str(error).split())
+            raise StoreError(
+                f"{store.url}: a file of its rows is missing or damaged ({why}); put it back, or "
+                "go back to a version that lacks it (`segmill store history`, `store restore`)"
+            ) from None
         self.paths += new
         self._alive = np.append(self._alive, np.ones(len(new), bool))
         self._parts.append(Index.of(pile))
@@ -148,7 +156,6 @@ class Ledger:
 
 def _without(store: Store, path: str, keys: Collection[bytes]) -> Fragment | None:
     """Write a fragment's rows less those named; None when no row is left."""
-    import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 

@@ -10,8 +10,11 @@ from __future__ import annotations
 import logging
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, Protocol
+
+from pipeline.errors import SegmillError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -113,13 +116,13 @@ class MetricsFile:
         """Take over the report.
 
         Raises:
-            OSError: the first time, the file cannot be written. Later that ends no run.
+            SegmillError: the first time, the file cannot be written. Later that ends no run.
         """
         self._metrics = self._metrics or RunMetrics(self._meter, self._verb, report.run)
         self._metrics(report)
         now, ended = time.monotonic(), report.done + report.failed >= report.todo
         if self._written is None:
-            self._write()
+            self._begin()
         elif ended or now - self._written >= _FILE_SECONDS:
             try:
                 self._write()
@@ -129,11 +132,26 @@ class MetricsFile:
             return
         self._written = now
 
+    def _begin(self) -> None:
+        try:
+            self._write()
+        except (OSError, ValueError) as error:  # a NUL in its name is a ValueError
+            why = getattr(error, "strerror", None) or error
+            raise SegmillError(
+                f"--metrics {self._path!r}: it cannot be written ({why}); name a file in a "
+                "directory that is there"
+            ) from None
+
     def _write(self) -> None:
         part = f"{self._path}.{os.getpid()}.part"
-        with open(part, "w", encoding="utf-8") as file:
-            file.write(self.text())
-        os.replace(part, self._path)
+        try:
+            with open(part, "w", encoding="utf-8") as file:
+                file.write(self.text())
+            os.replace(part, self._path)
+        except OSError:
+            with suppress(OSError):
+                os.remove(part)
+            raise
 
     def _meter(self, metric: Metric) -> Meter:
         held = self._values[metric.name]

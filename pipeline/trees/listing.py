@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import LayoutError
+from pipeline.errors import LayoutError, UsageError
 from pipeline.files import ARCHIVE_URL, local_path, locate, open_tree, without_secrets
 from pipeline.runs.keys import text_numbers
 from pipeline.samples import MOST_ROWS, SCHEMA, coded, of_batch
@@ -55,6 +55,7 @@ def list_images(source: str, *, dataset: str | None = None, **opts: Any) -> Iter
     Raises:
         LayoutError: the source is not there, the manifest has no such column, or (when the listing
             ends) nothing matches the pattern.
+        UsageError: the data set's name is not UTF-8, or a URL holds credentials.
     """
     batches = list_batches(source, dataset=dataset, **opts)
     return (sample for batch in batches for sample in of_batch(batch))
@@ -66,6 +67,8 @@ def list_batches(
     """Yield the same samples as batches (`pipeline.samples`), the first of which are small."""
     without_secrets(source)
     label = dataset or _title(source)
+    if label.encode("utf-8", "replace").decode() != label:
+        raise UsageError(f"the data set's name {label!r} is not UTF-8: give another by --dataset")
     kind = _kind(source, opts)
     if kind == "manifest":
         return _named(read_manifest(source, opts), label)
@@ -134,7 +137,8 @@ def _ids(names: pa.Array, taken: list[str]) -> tuple[pa.Array, list[str]]:
     known = pa.array(taken, pa.string())
     if not np.any(numbers[1:] == numbers[:-1]) and not pc.any(pc.is_in(stems, known)).as_py():
         last = names[-1].as_py()
-        begins = pa.array([last[:end] for end in range(len(last) + 1)], pa.string())
+        ends = pc.unique(pc.utf8_length(stems)).to_pylist()  # not all: a name may be a megabyte
+        begins = pa.array([last[:end] for end in ends], pa.string())
         again = [i for i in taken if last.startswith(i)]
         return stems, again + stems.filter(pc.is_in(stems, begins)).to_pylist()
     ids = []

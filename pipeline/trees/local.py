@@ -19,6 +19,7 @@ from pipeline.files import (
     Tree,
     is_junk,
     open_local,
+    open_regular,
     safe_name,
     unreadable,
 )
@@ -194,7 +195,7 @@ class LocalTree(Tree):
 
 
 def _nofollow(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW)
+    return open_regular(path, flags | os.O_NOFOLLOW)
 
 
 def _ends(handle: int, path: str, head: int, tail: int) -> tuple[bytes, bytes]:
@@ -224,7 +225,7 @@ def walked_entry(path: str, name: str) -> Entry:
     """Return a walked file's entry; fingerprint "" when it cannot be inspected."""
     try:
         status = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # a NUL, or bytes that are no UTF-8
         return Entry(_printable(name), 0, "")
     size = status.st_size
     try:

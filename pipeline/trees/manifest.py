@@ -201,20 +201,38 @@ def _listed(paths: pa.Array, fingerprints: pa.Array) -> pa.RecordBatch:
 def _parquet_columns(source: str, file: BinaryIO) -> Iterator[pa.RecordBatch]:
     import pyarrow.parquet as pq
 
-    parquet = pq.ParquetFile(file)
-    names = parquet.schema_arrow.names
-    _check_columns(source, names)
-    found = [c for c in ("path", "fingerprint") if c in names]
-    for batch in parquet.iter_batches(_ROWS, columns=found):
-        paths = batch["path"].cast(pa.string())
-        none = pa.nulls(len(paths), pa.string())
-        prints = batch["fingerprint"].cast(pa.string()).fill_null("") if len(found) > 1 else none
-        yield _listed(paths, prints)
+    try:
+        parquet = pq.ParquetFile(file)
+        names = parquet.schema_arrow.names
+        _check_columns(source, names)
+        found = [c for c in ("path", "fingerprint") if c in names]
+        for batch in parquet.iter_batches(_ROWS, columns=found):
+            paths = batch["path"].cast(pa.string())
+            prints = pa.nulls(len(paths), pa.string())
+            if len(found) > 1:
+                prints = batch["fingerprint"].cast(pa.string()).fill_null("")
+            yield _listed(paths, prints)
+    except (pa.ArrowException, KeyError) as error:  # a KeyError: two columns of one name
+        why = " ".join(str(error).split()).rstrip(".")
+        raise LayoutError(
+            f"{source}: not a Parquet file with the columns path and fingerprint as text ({why}); "
+            "write it again"
+        ) from None
 
 
 def _csv_columns(source: str, text: io.TextIOWrapper) -> Iterator[pa.RecordBatch]:
     reader = csv.reader(text)
-    header = next(reader, [])
+    try:
+        yield from _csv_rows(source, reader)
+    except csv.Error as error:
+        raise LayoutError(
+            f"{source}: line {reader.line_num} is not CSV ({error}); look for a quote that does "
+            "not end"
+        ) from None
+
+
+def _csv_rows(source: str, reader: Any) -> Iterator[pa.RecordBatch]:
+    header: list[str] = next(reader, [])
     _check_columns(source, header)
     path = header.index("path")
     mark = header.index("fingerprint") if "fingerprint" in header else None

@@ -50,11 +50,12 @@ class Remote:
 
         Raises:
             UnsafePath: the name leads outside the root.
+            UsageError: no file system is of this kind; MissingFile when a file is asked for.
         """
         if self._opened is None:
             with _OPENING:  # a second connection would cost as much as a hundred requests
                 if self._opened is None:
-                    opened = _connect(self.url, self._options)
+                    opened = self._connected(name)
                     self._objects = Objects.of(*opened, self._options)
                     self._opened = opened
         fs, root = self._opened
@@ -62,6 +63,15 @@ class Remote:
         if not name:
             return fs, root or fs.root_marker
         return fs, f"{root.rstrip('/')}/{name}" if root.rstrip("/") else fs.root_marker + name
+
+    def _connected(self, name: str) -> tuple[Any, str]:
+        try:
+            return _connect(self.url, self._options)
+        except UsageError as error:
+            if not name:
+                raise
+            # Of one image among many: data, not the end of the job.
+            raise MissingFile(f"{self.url}/{name}", str(error), "correct its path") from None
 
     @property
     def objects(self) -> Objects | None:

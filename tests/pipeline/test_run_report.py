@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pipeline.errors import SegmillError
 from pipeline.ray_runner import RayRunner
 from pipeline.run import Shelved
 from pipeline.runner import Crew, LocalRunner, Resources
@@ -232,7 +233,7 @@ def test_a_metrics_file_that_fails_later_ends_no_run(tmp_path, caplog):
     path = tmp_path / "folder" / "segmill.prom"
     report = RunReport("r")
     report.begin(1, Crew(alive=1))
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(SegmillError, match=r"--metrics .*segmill\.prom"):
         MetricsFile(str(path), "label")(report)
     path.parent.mkdir()
     write = MetricsFile(str(path), "label")
