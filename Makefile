@@ -31,7 +31,7 @@ demo: $(VENV)/.installed
 	@$(VENV)/bin/python -m jobs demo $(if $(DATA),--data "$(DATA)") --out "$(OUT)" $(ARGS)
 
 test: $(VENV)/.installed-dev
-	@$(VENV)/bin/python -m pytest -n logical --maxprocesses 4 --dist loadgroup $(ARGS)
+	@$(VENV)/bin/python -m pytest -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	@$(VENV)/bin/ruff check .

@@ -8,15 +8,19 @@ from pathlib import Path
 import pytest
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep a file's tests in one of pytest-xdist's processes, and all that use Ray in one as well.
 
-    So what a module makes is made once, and the suite has one Ray session.
+    So what a module makes is made once, and the suite has one Ray session. Whole jobs come first:
+    one that takes a minute must not be the last to begin.
     """
     on_ray = {item.path for item in items if "ray_session" in getattr(item, "fixturenames", ())}
     for item in items:
         group = "ray" if item.path in on_ray else str(item.path)
         item.add_marker(pytest.mark.xdist_group(group))
+    whole = {"jobs", "faults"}
+    items.sort(key=lambda item: not (item.path in on_ray or item.path.parent.name in whole))
 
 
 @pytest.fixture(scope="session")
