@@ -3,12 +3,16 @@ from __future__ import annotations
 import os
 import threading
 import time
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pipeline.errors import CorruptImage, UsageError
 from pipeline.ray_runner import RayRunner
 from pipeline.runner import LocalRunner, Resources, choose
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class Square:
@@ -78,26 +82,32 @@ def test_on_ray_a_worker_that_cannot_be_made_ends_the_map(ray_session):
 
 
 class Seen:
-    """Says which GPUs its process may see."""
+    """Says which GPUs its process may see, once as many processes as are expected have come."""
+
+    def __init__(self, folder: Path, processes: int):
+        self.folder, self.processes = folder, processes
 
     def __call__(self):
         return self.work
 
     def work(self, _: int) -> tuple[str | None, int]:
-        time.sleep(0.3)
+        (self.folder / str(os.getpid())).touch()
+        until = time.monotonic() + 60
+        while len(list(self.folder.iterdir())) < self.processes and time.monotonic() < until:
+            time.sleep(0.02)
         return os.environ.get("CUDA_VISIBLE_DEVICES"), os.getpid()
 
 
-def test_each_gpu_actor_sees_one_gpu_of_its_own(ray_session):
+def test_each_gpu_actor_sees_one_gpu_of_its_own(ray_session, tmp_path):
     runner = RayRunner(Resources(2, 2, cpus=0.5, gpus=1))
-    seen = {o.result for o in runner.map(Seen(), range(8))}
+    seen = {o.result for o in runner.map(Seen(tmp_path, 2), range(8))}
     assert {gpu for gpu, _ in seen} == {"0", "1"}
     assert len(seen) == 2, "one GPU a process, always the same"
 
 
-def test_half_a_gpu_each_packs_two_on_one(ray_session):
+def test_half_a_gpu_each_packs_two_on_one(ray_session, tmp_path):
     runner = RayRunner(Resources(4, 4, cpus=0.25, gpus=0.5))
-    seen = {o.result for o in runner.map(Seen(), range(24))}
+    seen = {o.result for o in runner.map(Seen(tmp_path, 4), range(24))}
     by_gpu = {gpu: {pid for g, pid in seen if g == gpu} for gpu, _ in seen}
     assert {gpu: len(pids) for gpu, pids in by_gpu.items()} == {"0": 2, "1": 2}
 
