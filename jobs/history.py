@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.runs.history import so_far
 
 if TYPE_CHECKING:
-    from pipeline.store import Commit
+    from pipeline.tables.commit import Commit
 
 COLUMNS = ("version", "tag", "at (UTC)", "what", "rows", "sum")
 

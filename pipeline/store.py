@@ -14,16 +14,16 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import pyarrow as pa
 
-from pipeline.errors import CommitConflict, NotAStore, StoreError, StoreTooNew, UsageError
-from pipeline.label_space import LabelSpace
-from pipeline.record import COLUMNS, SCHEMA, SCHEMA_VERSION, from_batch
+from pipeline.errors import CommitConflict, NotAStore, StoreError, UsageError
+from pipeline.record import COLUMNS, SCHEMA, from_batch
 from pipeline.runs.failures import append_failures, read_failures, to_table
+from pipeline.tables import properties
+from pipeline.tables.commit import commits, write_commit
 from pipeline.tables.fragment import Fragment
 from pipeline.tables.location import appears, holds_other_files, is_table, locate, writing
 from pipeline.tables.scan import expressions, open_dataset, scan_by_fragment, scan_sql, scan_table
@@ -39,27 +39,17 @@ if TYPE_CHECKING:
     from pyarrow.dataset import Dataset
 
     from pipeline.files import Tree
+    from pipeline.label_space import LabelSpace
     from pipeline.record import Record
     from pipeline.runs.failures import Failure
+    from pipeline.tables.commit import Commit
+    from pipeline.tables.properties import Properties
     from pipeline.trees.sinks import Sink
 
-_VERSION_KEY: Final = "segmill.schema_version"
-_SPACE_KEY: Final = "segmill.label_space."
-_FACTS_KEY: Final = "segmill.facts."
 _ATTEMPTS: Final = 8
 
 Swap = tuple[list[Fragment], list[Fragment]]
 """Fragments to add, and fragments that they replace."""
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """One entry of a store's history; `note` is what segmill wrote into it."""
-
-    version: int
-    at: datetime
-    operation: str
-    note: Mapping[str, Any]
 
 
 class Store:
@@ -94,7 +84,7 @@ class Store:
                 known = ", ".join(store.tags()) or "none"
                 raise UsageError(f"{store.url}: no tag is called {version!r}; its tags: {known}")
         store._asked = version
-        store._check()
+        properties.check_version(store.url, store._properties)
         return store
 
     @classmethod
@@ -116,14 +106,13 @@ class Store:
                 f"{location}: the directory is not empty and holds no label store; "
                 f"name another path or empty it"
             )
-        properties = {_SPACE_KEY + s.name: s.to_json() for s in described}
         with writing(location):
             DeltaTable.create(
                 location,
                 Schema.from_arrow(SCHEMA.remove_metadata()),
                 mode="ignore",
                 name="segmill labels",
-                configuration=cast("Any", {_VERSION_KEY: str(SCHEMA_VERSION), **properties}),
+                configuration=cast("Any", properties.of_new_store(described)),
                 storage_options=dict(options or {}) or None,
                 raise_if_key_not_exists=False,
             )
@@ -148,19 +137,8 @@ class Store:
                 f"{self.url}: {error}; `segmill store history` lists versions"
             ) from None
 
-    def _check(self) -> None:
-        configuration = self._configuration
-        if _VERSION_KEY not in configuration:
-            raise NotAStore(f"{self.url}: a Delta table, but not a label store of segmill")
-        found = int(configuration[_VERSION_KEY])
-        if found > SCHEMA_VERSION:
-            raise StoreTooNew(
-                f"{self.url}: written in schema version {found}, this segmill reads up to "
-                f"{SCHEMA_VERSION}; upgrade segmill"
-            )
-
     @cached_property
-    def _configuration(self) -> dict[str, str]:
+    def _properties(self) -> Properties:
         return {k: v for k, v in self._table.metadata().configuration.items() if v is not None}
 
     @property
@@ -171,18 +149,12 @@ class Store:
     @cached_property
     def label_spaces(self) -> dict[str, LabelSpace]:
         """The label spaces that rows may name, by name."""
-        found = (v for k, v in sorted(self._configuration.items()) if k.startswith(_SPACE_KEY))
-        return {space.name: space for space in map(LabelSpace.from_json, found)}
+        return properties.spaces_in(self._properties)
 
     @property
     def facts(self) -> dict[str, Any]:
         """What the datasets in this store say of themselves as a whole, by format."""
-        configuration = self._configuration.items()
-        return {
-            key.removeprefix(_FACTS_KEY): json.loads(text)
-            for key, text in sorted(configuration)
-            if key.startswith(_FACTS_KEY)
-        }
+        return properties.facts_in(self._properties)
 
     def space(self, name: str) -> LabelSpace:
         """Return the label space called name, of this store.
@@ -316,39 +288,19 @@ class Store:
         Raises:
             StoreError: one is known under the same name with other classes.
         """
-        new = {}
-        for space in spaces:
-            known = self.label_spaces.get(space.name)
-            if known is None:
-                new[_SPACE_KEY + space.name] = space.to_json()
-            elif known != space:
-                raise StoreError(
-                    f"{self.url}: label space {space.name!r} is there with other classes; "
-                    f"give yours another name"
-                )
+        new = properties.more_spaces(self.url, self.label_spaces, spaces)
         return self._described(new, lambda store: store.with_spaces(spaces))
 
     def facts_replaced(self, facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
         """Return which known facts `with_facts` would replace by others, as "format: name"."""
-        known = self.facts
-        return [
-            f"{name}: {key}"
-            for name, said in sorted(facts.items())
-            for key, value in sorted(said.items())
-            if key in known.get(name, {}) and known[name][key] != json.loads(json.dumps(value))
-        ]
+        return properties.facts_replaced(self.facts, facts)
 
     def with_facts(self, facts: Mapping[str, Mapping[str, Any]]) -> Store:
         """Add what datasets say of themselves as a whole, by format.
 
         New facts replace old ones, as new rows do; an older version of the store still has those.
         """
-        known = self.facts
-        new = {
-            _FACTS_KEY + name: json.dumps({**known.get(name, {}), **said}, sort_keys=True)
-            for name, said in facts.items()
-            if {**known.get(name, {}), **said} != known.get(name, {})
-        }
+        new = properties.more_facts(self.facts, facts)
         return self._described(new, lambda store: store.with_facts(facts))
 
     def _described(self, new: Mapping[str, str], again: Callable[[Store], Store]) -> Store:
@@ -399,31 +351,12 @@ class Store:
     def _try_commit(
         self, add: Sequence[Fragment], remove: Sequence[Fragment], note: Mapping[str, Any]
     ) -> Store:
-        from deltalake import CommitProperties, Transaction
-        from deltalake.transaction import AddAction, RemoveAction
-
         held = {f.path for f in self.fragments()}
-        now = int(time.time() * 1000)
-        actions: list[Any] = [
-            AddAction(f.path, f.size, {}, now, True, f.statistics())
-            for f in add
-            if f.path not in held and f.rows
-        ]
-        actions += [RemoveAction(f.path, True, now, f.size, {}) for f in remove if f.path in held]
-        if not actions:
+        new = [f for f in add if f.path not in held and f.rows]
+        old = [f for f in remove if f.path in held]
+        if not new and not old:
             return self
-        with writing(self.url):
-            self._table.create_write_transaction(
-                actions,
-                mode="append",
-                schema=self._table.schema(),
-                commit_properties=CommitProperties(
-                    custom_metadata={"segmill": json.dumps(note, default=str)},
-                    # Appends alone never conflict, and two writers of one row would double it: with
-                    # this, whoever commits on an older snapshot is refused and computes anew.
-                    app_transactions=[Transaction("segmill", self.version + 1)],
-                ),
-            )
+        write_commit(self.url, self._table, new, old, note)
         return self.latest()
 
     def add_failures(self, failures: Iterable[Failure], run: str, at: datetime, name: str) -> None:
@@ -438,17 +371,7 @@ class Store:
 
     def history(self, limit: int | None = None) -> list[Commit]:
         """Return the store's commits, newest first."""
-        from datetime import UTC, datetime
-
-        return [
-            Commit(
-                version=entry["version"],
-                at=datetime.fromtimestamp(entry["timestamp"] / 1000, UTC),
-                operation=entry["operation"],
-                note=json.loads(entry.get("segmill", "{}")),
-            )
-            for entry in self._table.history(limit)
-        ]
+        return commits(self._table, limit)
 
     def restore(self, version: int | str) -> Store:
         """Make an old version the newest again, as a commit of its own; nothing is deleted."""

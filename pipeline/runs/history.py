@@ -10,7 +10,8 @@ from pipeline.run import RUNS
 from pipeline.tables.tags import is_number
 
 if TYPE_CHECKING:
-    from pipeline.store import Commit, Store
+    from pipeline.store import Store
+    from pipeline.tables.commit import Commit
 
 _TOLD: Final = 5
 

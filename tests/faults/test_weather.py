@@ -30,15 +30,7 @@ def far(stage, monkeypatch):
     import boto3
 
     with s3_server() as server:
-        env = {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.port}",
-            "AWS_ALLOW_HTTP": "true",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_REGION": "us-east-1",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_TIMEOUT": "1s",
-        }
+        env = server.environment | {"AWS_TIMEOUT": "1s"}
         for name, value in env.items():
             monkeypatch.setenv(name, value)
         client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{server.upstream}")

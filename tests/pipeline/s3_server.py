@@ -102,6 +102,18 @@ class Proxy:
     port: int
     upstream: int
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables that lead every S3 client to this server."""
+        return {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
+            "AWS_ALLOW_HTTP": "true",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
     def state(self) -> State:
         return self._steer(b"")
 

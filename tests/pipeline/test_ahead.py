@@ -100,8 +100,13 @@ class TestMap:
 
         assert list(Ahead().map(work, range(20), far=True)) == list(range(20))
 
-    def test_a_long_queue_is_not_taken_for_threads_that_are_stuck(self, monkeypatch):
-        monkeypatch.setattr("pipeline.trees.ahead._PATIENCE", 0.2)
+    @pytest.mark.parametrize(
+        ("patience", "samples", "seconds", "most"),
+        [(0.2, 64, 0.02, 20), (0.1, 40, 0.3, 16)],
+        ids=["a long queue is not taken for stuck threads", "few go on behind long work"],
+    )
+    def test_few_compute_without_a_permit(self, monkeypatch, patience, samples, seconds, most):
+        monkeypatch.setattr("pipeline.trees.ahead._PATIENCE", patience)
         monkeypatch.setattr("pipeline.trees.ahead._pool", _pool.__wrapped__)
         monkeypatch.setattr("os.sched_getaffinity", lambda _: range(2))
         computing = Gauge()
@@ -110,27 +115,11 @@ class TestMap:
             with waiting():
                 time.sleep(0.001)
             with computing:
-                time.sleep(0.02)
+                time.sleep(seconds)
             return number
 
-        assert list(Ahead().map(work, range(64), far=True)) == list(range(64))
-        assert computing.most < 20  # 2, but for what a stalled machine lets through
-
-    def test_of_threads_behind_long_work_few_go_on_without_a_permit(self, monkeypatch):
-        monkeypatch.setattr("pipeline.trees.ahead._PATIENCE", 0.1)
-        monkeypatch.setattr("pipeline.trees.ahead._pool", _pool.__wrapped__)
-        monkeypatch.setattr("os.sched_getaffinity", lambda _: range(2))
-        computing = Gauge()
-
-        def work(number: int) -> int:
-            with waiting():
-                time.sleep(0.001)
-            with computing:
-                time.sleep(0.3)
-            return number
-
-        assert list(Ahead().map(work, range(40), far=True)) == list(range(40))
-        assert computing.most < 16
+        assert list(Ahead().map(work, range(samples), far=True)) == list(range(samples))
+        assert computing.most < most  # 2, but for what a stalled machine lets through
 
     def test_a_sample_may_map_over_others(self, monkeypatch):
         few = ThreadPoolExecutor(IN_FLIGHT), _Permits(2), IN_FLIGHT

@@ -11,8 +11,6 @@ import sys
 import threading
 import time
 from functools import partial
-from importlib.util import find_spec
-from itertools import count
 from pathlib import Path
 
 import pytest
@@ -24,13 +22,8 @@ from pipeline.files import open_sink
 from pipeline.models import load_model
 from pipeline.models.directory import save_model
 from pipeline.models.fetched import local_file, local_folder
-from tests.pipeline.s3_server import Fault, Proxy, s3_server
+from tests.pipeline.s3_server import Fault
 
-needs_s3 = pytest.mark.skipif(
-    not all(find_spec(name) for name in ("moto", "flask", "s3fs", "boto3")),
-    reason="no S3 server: pip install 'segmill[dev]'",
-)
-BUCKETS = count()
 URI = "zoo:enet?classes=3&seed=5"
 
 
@@ -38,37 +31,6 @@ URI = "zoo:enet?classes=3&seed=5"
 def cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("SEGMILL_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "models"
-
-
-@pytest.fixture(scope="module")
-def server():
-    with s3_server() as proxy, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
-        patch.setenv("AWS_ALLOW_HTTP", "true")
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_REGION", "us-east-1")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        yield proxy
-    import s3fs
-
-    s3fs.S3FileSystem.clear_instance_cache()
-
-
-@pytest.fixture
-def s3(server: Proxy):
-    server.reset()
-    yield server
-    server.reset()
-
-
-@pytest.fixture
-def bucket(s3: Proxy) -> str:
-    import boto3
-
-    name = f"models-{next(BUCKETS)}"
-    boto3.client("s3", endpoint_url=f"http://127.0.0.1:{s3.upstream}").create_bucket(Bucket=name)
-    return f"s3://{name}"
 
 
 FETCH = """
@@ -83,7 +45,6 @@ def start_fetch(url):
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-@needs_s3
 def test_processes_of_a_node_fetch_once(s3, bucket, cache):
     data = os.urandom(3 << 20)
     open_sink(bucket).write("w.safetensors", data)
@@ -99,7 +60,6 @@ def test_processes_of_a_node_fetch_once(s3, bucket, cache):
     assert not list(cache.glob("*.part"))
 
 
-@needs_s3
 def test_a_killed_process_leaves_no_half_file(s3, bucket, cache):
     data = os.urandom(1 << 20)
     open_sink(bucket).write("w.pt", data)
@@ -115,7 +75,6 @@ def test_a_killed_process_leaves_no_half_file(s3, bucket, cache):
     assert not list(cache.glob("*.part"))
 
 
-@needs_s3
 def test_a_changed_file_is_fetched_again(s3, bucket):
     sink = open_sink(bucket)
     for data in (b"one", b"two"):  # of one size: the checksum tells
@@ -126,7 +85,6 @@ def test_a_changed_file_is_fetched_again(s3, bucket):
     assert s3.count(r"^GET .*w\.bin") == 0
 
 
-@needs_s3
 def test_failing_requests_are_made_again(s3, bucket):
     data = os.urandom(200_000)
     open_sink(bucket).write("w.bin", data)
@@ -134,7 +92,6 @@ def test_failing_requests_are_made_again(s3, bucket):
     assert Path(local_file(f"{bucket}/w.bin")).read_bytes() == data
 
 
-@needs_s3
 def test_a_large_file_comes_in_ranges(s3, bucket, monkeypatch):
     monkeypatch.setattr("pipeline.models.fetched._PIECE", 100_000)
     data = os.urandom(450_001)
@@ -145,7 +102,6 @@ def test_a_large_file_comes_in_ranges(s3, bucket, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:.*jit.*:DeprecationWarning")
-@needs_s3
 def test_equal_models_from_anywhere_have_one_digest(s3, bucket, tmp_path):
     model = load_model(URI)
     save_model(model, f"{bucket}/enet")
@@ -166,7 +122,6 @@ def test_equal_models_from_anywhere_have_one_digest(s3, bucket, tmp_path):
     assert load_model(f"script:{bucket}/programs/n.pt").digest != far.digest
 
 
-@needs_s3
 def test_a_transformers_directory_in_a_bucket(s3, bucket, tmp_path):
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
@@ -189,7 +144,6 @@ def test_a_transformers_directory_in_a_bucket(s3, bucket, tmp_path):
     assert s3.count(r"^GET .*(pytorch_model|checkpoint-1)") == 0
 
 
-@needs_s3
 def test_what_is_not_there_is_told(s3, bucket):
     for uri in (f"run:{bucket}/none", f"export:{bucket}/none.pt2?classes=2", f"hf:{bucket}/none"):
         with pytest.raises(ModelError, match="none") as caught:

@@ -7,7 +7,7 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from importlib.util import find_spec
-from itertools import count, islice
+from itertools import islice
 
 import pytest
 
@@ -19,28 +19,9 @@ from pipeline.trees.s3 import RETRIES, Objects
 from pipeline.trees.union import open_source
 from tests.connectors.trees import bare, contents
 from tests.jobs.calls import call
-from tests.pipeline.s3_server import PAGE, Fault, Proxy, s3_server
-
-if not all(find_spec(name) for name in ("moto", "flask", "s3fs", "boto3")):
-    pytest.skip("no S3 server: pip install 'segmill[dev]'", allow_module_level=True)
+from tests.pipeline.s3_server import PAGE, Fault
 
 FRAMES = 12
-BUCKETS = count()
-
-
-@pytest.fixture(scope="module")
-def server():
-    with s3_server() as proxy, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
-        patch.setenv("AWS_ALLOW_HTTP", "true")
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_REGION", "us-east-1")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        yield proxy
-    import s3fs
-
-    s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture(params=["s3fs", "obstore"])
@@ -53,22 +34,6 @@ def client(request, monkeypatch):
     if request.param == "s3fs":
         monkeypatch.setattr("pipeline.trees.remote.Objects.of", lambda *_: None)
     return request.param
-
-
-@pytest.fixture
-def s3(server: Proxy):
-    server.reset()
-    yield server
-    server.reset()
-
-
-@pytest.fixture
-def bucket(s3: Proxy) -> str:
-    import boto3
-
-    name = f"bucket-{next(BUCKETS)}"
-    boto3.client("s3", endpoint_url=f"http://127.0.0.1:{s3.upstream}").create_bucket(Bucket=name)
-    return f"s3://{name}"
 
 
 def upload(url: str, files: dict[str, bytes]) -> None:
