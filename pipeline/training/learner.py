@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +13,7 @@ from pipeline.errors import UsageError
 from pipeline.models import load_model
 from pipeline.models.uri import parse
 from pipeline.models.weights import put_matching, read_weights
-from pipeline.training.losses import cross_entropy
+from pipeline.training.losses import criterion
 from pipeline.training.schedule import MovingAverage, optimiser, rate
 from pipeline.training.validate import Normaliser
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from pipeline.models import LoadedModel
     from pipeline.store import Store
     from pipeline.training.batches import Batch
+    from pipeline.training.losses import Criterion
     from pipeline.training.place import Place
     from pipeline.training.recipe import Recipe
 
@@ -72,12 +75,17 @@ class Task:
     weights: Tensor | None
     """One for each class, or None for equal ones."""
 
+    def criterion(self, recipe: Recipe) -> Criterion:
+        """Return the recipe's loss for this task."""
+        return criterion(recipe.loss, self.void, self.weights)
+
 
 class Learner:
     """A network in training on one worker."""
 
     def __init__(self, model: LoadedModel, recipe: Recipe, place: Place, task: Task) -> None:
-        self._recipe, self._place, self._task = recipe, place, task
+        self._recipe, self._place = recipe, place
+        self._criterion = task.criterion(recipe)
         self.module = model.module.to(place.device).to(memory_format=torch.channels_last)
         self._spread = place.spread(self.module)
         self._optimiser = optimiser(self.module, recipe.optimiser)
@@ -102,10 +110,7 @@ class Learner:
         for group in self._optimiser.param_groups:
             group["lr"] = lr
         self._optimiser.zero_grad(set_to_none=True)
-        loss = sum(
-            (self._backward(next(batches)) for _ in range(self._recipe.accumulate)),
-            start=torch.zeros((), device=self._place.device),
-        )
+        loss = self._backward(list(islice(batches, self._recipe.accumulate)), share)
         if how.clip_norm is not None:
             self._scaler.unscale_(self._optimiser)
             torch.nn.utils.clip_grad_norm_(self.module.parameters(), how.clip_norm)
@@ -115,15 +120,26 @@ class Learner:
             self._average.update(self.module, number)
         return loss, lr
 
-    def _backward(self, batch: Batch) -> Tensor:
-        """Add one batch's gradients; return its share of the step's loss, detached."""
-        with self._place.autocast(self._recipe.precision):
-            logits = self._spread(self._normalise(batch.images))
-        labels = batch.labels.to(self._place.device, non_blocking=True)
-        loss = cross_entropy(logits, labels, self._task.void, self._task.weights)
-        loss = loss / self._recipe.accumulate
-        torch.autograd.backward(self._scaler.scale(loss))
-        return loss.detach()
+    def _backward(self, batches: list[Batch], share: float) -> Tensor:
+        """Add up the batches' gradients; return this worker's share of the step's loss, detached.
+
+        A batch counts as much as its valid pixels weigh among those of all batches and workers:
+        a mean over pixels has the gradient that one worker would find with the whole batch.
+        """
+        place, total = self._place, torch.zeros((), device=self._place.device)
+        labels = [b.labels.to(place.device, non_blocking=True) for b in batches]
+        masses = torch.stack([self._criterion.mass(each) for each in labels])
+        # DistributedDataParallel takes the mean over workers, where the sum is wanted.
+        factors = masses * place.world / place.total(masses.sum()).clamp_min(1e-6)
+        for number, batch in enumerate(batches):
+            last = number == len(batches) - 1
+            with nullcontext() if last else place.alone(self._spread):
+                with place.autocast(self._recipe.precision):
+                    logits = self._spread(self._normalise(batch.images))
+                loss = self._criterion(logits, labels[number], share) * factors[number]
+                torch.autograd.backward(self._scaler.scale(loss))
+            total += loss.detach()
+        return total
 
     def state(self) -> dict[str, Any]:
         """Return all tensors that a resumed run needs."""

@@ -30,8 +30,17 @@ class Place:
         """Return the module so that its gradients are averaged over all workers."""
         if self.world == 1:
             return module
+        if self.device.type == "cuda":
+            convert = torch.nn.SyncBatchNorm.convert_sync_batchnorm
+            module = convert(module)  # type: ignore[no-untyped-call]
         ids = [self.device] if self.device.type == "cuda" else None
         return torch.nn.parallel.DistributedDataParallel(module, device_ids=ids)
+
+    def alone(self, module: nn.Module) -> AbstractContextManager[Any]:
+        """Return the context in which a spread module's gradients stay on this worker."""
+        if isinstance(module, torch.nn.parallel.DistributedDataParallel):
+            return module.no_sync()
+        return nullcontext()
 
     def total(self, tensor: Tensor) -> Tensor:
         """Return the sum of the workers' tensors, on every worker."""

@@ -63,6 +63,24 @@ class Optimiser(_Part):
     clip_norm: Positive | None = None
 
 
+class LossTerm(_Part):
+    """One loss of the sum; in a recipe its name alone will do (`loss: [cross-entropy, dice]`)."""
+
+    name: str
+    """One of `pipeline.training.losses.LOSSES`."""
+    weight: float = 1.0
+    ramp_to: float | None = None
+    """The weight at the end of the run, reached evenly; None: it stays the same."""
+    class_weights: bool = True
+    """Whether the recipe's class weights go into this loss."""
+    options: dict[str, float | bool] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
 class Recipe(_Part):
     """One training run; either `epochs` or `minutes` ends it, or whichever comes first."""
 
@@ -76,7 +94,11 @@ class Recipe(_Part):
     """Size that all images are brought to, now and in use; None: the model's, or their own."""
     augment: Augment
     optimiser: Optimiser = Optimiser()
-    class_weights: Literal["none", "median-frequency", "enet", "inverse-sqrt"] = "none"
+    loss: Annotated[tuple[LossTerm, ...], Field(min_length=1)] = (LossTerm(name="cross-entropy"),)
+    """What is made small: a sum of losses, each with its weight."""
+    class_weights: Literal[
+        "none", "median-frequency", "enet", "inverse-sqrt", "effective-number"
+    ] = "none"
     batch: Annotated[int, Field(gt=0)] = 8
     """Samples in a step of one worker."""
     accumulate: Annotated[int, Field(gt=0)] = 1
@@ -87,6 +109,8 @@ class Recipe(_Part):
     """None: as many as the split has full batches."""
     validate_every: Annotated[int, Field(gt=0)] = 1
     """Epochs from one validation to the next."""
+    early_stop: Annotated[int, Field(gt=0)] | None = None
+    """Validations in a row without a better mIoU that end the run."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of the moving average of the weights, which is then what is validated and saved."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

@@ -22,9 +22,10 @@ from pipeline.training import checkpoint
 from pipeline.training.batches import Epoch, train_batches
 from pipeline.training.data import Channels, Reader
 from pipeline.training.learner import Learner, Task, open_model
-from pipeline.training.losses import class_weights
+from pipeline.training.losses import criterion
 from pipeline.training.schedule import Clock
 from pipeline.training.validate import validate
+from pipeline.training.weighting import class_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -126,6 +127,8 @@ def preflight(plan: Plan) -> None:
         SegmillError: as `train` would.
     """
     checkpoint.load(plan.out, plan.identity())
+    weighted = plan.recipe.class_weights != "none"
+    criterion(plan.recipe.loss, ignore_index=255, weights=torch.ones(1) if weighted else None)
     model = open_model(plan.recipe, plan.store)
     _check_rows(Reader(plan.store, plan.split, Channels(model.label_space)))
 
@@ -187,7 +190,15 @@ class _Run:
         last = self._recipe.epochs is not None and self._progress.epoch >= self._recipe.epochs
         if not self._progress.history:
             return self._progress.finished  # a run leaves a model, however short its time
-        return self._progress.finished or last or self._share() >= 1
+        return self._progress.finished or last or self._share() >= 1 or self._stale()
+
+    def _stale(self) -> bool:
+        """Tell whether the last validations found nothing better, and the recipe minds."""
+        patience, best = self._recipe.early_stop, self._progress.best_epoch
+        if patience is None or best is None:
+            return False
+        later = sum("miou" in row and row["epoch"] > best for row in self._progress.history)
+        return bool(later >= patience)
 
     def _share(self) -> float:
         """Return how much of the run is over, the same on all workers."""

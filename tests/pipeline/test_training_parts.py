@@ -16,9 +16,10 @@ from pipeline.label_space import label_space
 from pipeline.training.augment import augmented, jittered
 from pipeline.training.batches import Epoch, prefetched, train_batches
 from pipeline.training.data import Channels, Reader, shuffled
-from pipeline.training.losses import class_weights, cross_entropy
-from pipeline.training.recipe import Augment, Jitter, read_recipe, shipped_recipes
+from pipeline.training.losses import criterion
+from pipeline.training.recipe import Augment, Jitter, LossTerm, read_recipe, shipped_recipes
 from pipeline.training.schedule import Clock, MovingAverage
+from pipeline.training.weighting import class_weights
 from tests.streets import HERE, SPACE, make_streets, recipe, run
 
 
@@ -75,28 +76,12 @@ def test_a_recipe_that_is_not_there():
 # --- losses and schedule -------------------------------------------------------------------------
 
 
-def test_cross_entropy_is_torchs_mean_over_valid_pixels():
-    logits = torch.randn(2, 4, 6, 5)
-    labels = torch.randint(0, 4, (2, 6, 5), dtype=torch.uint8)
-    labels[0, :3] = 255
-    for weights in (None, torch.tensor([1.0, 0.5, 7.0, 2.0])):
-        want = F.cross_entropy(logits, labels.long(), weights, ignore_index=255)
-        assert torch.allclose(cross_entropy(logits, labels, 255, weights), want)
-
-
-def test_a_batch_of_void_teaches_nothing():
-    logits = torch.randn(1, 3, 4, 4, requires_grad=True)
-    loss = cross_entropy(logits, torch.full((1, 4, 4), 255, dtype=torch.uint8), 255, None)
-    loss.backward()
-    assert loss == 0
-    assert not logits.grad.any()
-
-
 def test_coarse_logits_are_brought_to_the_labels_size():
     logits, labels = torch.randn(1, 3, 4, 5), torch.zeros(1, 16, 20, dtype=torch.int32)
     full = F.interpolate(logits, (16, 20), mode="bilinear")
     want = F.cross_entropy(full, labels.long())
-    assert torch.allclose(cross_entropy(logits, labels, 65535, None), want)
+    loss = criterion([LossTerm(name="cross-entropy")], 65535, None)
+    assert torch.allclose(loss(logits, labels), want)
 
 
 def test_class_weights():
