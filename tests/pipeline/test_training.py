@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -17,11 +18,16 @@ from pipeline.errors import ModelError, RemapError, StoreError, UsageError
 from pipeline.label_space import label_space
 from pipeline.models import load_model
 from pipeline.store import Store
+from pipeline.training.batches import Batch
 from pipeline.training.data import Channels, Reader
 from pipeline.training.launch import Where, launch
 from pipeline.training.learner import Learner, Task, open_model
+from pipeline.training.place import Place
 from pipeline.training.supervised import Listener, Plan, read_result, train
 from tests.streets import HERE, MODEL, SIZE, SPACE, make_streets, recipe, run
+
+if TYPE_CHECKING:
+    from pipeline.training.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -195,24 +201,50 @@ def test_input_size_goes_into_the_model(store, tmp_path):
     assert load_model(str(tmp_path / "m")).preprocessing.size == (24, 32)
 
 
-def test_accumulated_batches_are_one_batch(store):
+def _one_step(how: Recipe, parts: list[slice], place: Place, url: str) -> dict[str, torch.Tensor]:
+    """Return the weights after one step on parts of a batch in which void is spread unevenly."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 255, (4, 8, 8, 3), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, 11, (4, 8, 8), dtype=torch.uint8, generator=generator)
+    labels[0], labels[1, :5] = 255, 255
+    learner = Learner(
+        open_model(how, Store.open(url)), how, place, Task(255, torch.linspace(0.5, 3, 11))
+    )
+    learner.step(iter([Batch(images[part], labels[part]) for part in parts]), 0, 0.5)
+    return learner.module.state_dict()
+
+
+def _plain(batch: int, accumulate: int) -> Recipe:
     model = "python:tests.tiny_net:plain?classes=11"
-    whole = recipe(model=model, batch=4, accumulate=1, ema=None)
-    halves = recipe(model=model, batch=2, accumulate=2, ema=None)
-    images = torch.randint(0, 255, (4, 8, 8, 3), dtype=torch.uint8)
-    labels = torch.randint(0, 11, (4, 8, 8), dtype=torch.uint8)
+    loss = ["cross-entropy", {"name": "focal", "weight": 0.5}]
+    return recipe(model=model, batch=batch, accumulate=accumulate, ema=None, loss=loss)
 
-    class Two:
-        def __init__(self, n):
-            self.images, self.labels = images[n], labels[n]
 
-    nets = []
-    for how, parts in ((whole, [slice(0, 4)]), (halves, [slice(0, 2), slice(2, 4)])):
-        learner = Learner(open_model(how, store), how, HERE, Task(255, None))
-        learner.step(iter([Two(n) for n in parts]), 0, 0.5)
-        nets.append(learner.module.state_dict())
-    for name, tensor in nets[0].items():
-        assert torch.allclose(tensor, nets[1][name], atol=1e-6)
+def _worker(rank: int, folder: str, url: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
+    )
+    place = Place(torch.device("cpu"), rank, 2)
+    own = [slice(2 * rank, 2 * rank + 1), slice(2 * rank + 1, 2 * rank + 2)]
+    torch.save(_one_step(_plain(1, 2), own, place, url), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_accumulated_batches_and_several_workers_are_one_batch(store, tmp_path):
+    whole = _one_step(_plain(4, 1), [slice(0, 4)], HERE, store.url)
+    halves = _one_step(_plain(2, 2), [slice(0, 2), slice(2, 4)], HERE, store.url)
+    torch.multiprocessing.spawn(_worker, (str(tmp_path), store.url), nprocs=2)
+    for other in (halves, *(torch.load(tmp_path / f"{rank}.pt") for rank in range(2))):
+        for name, tensor in whole.items():
+            assert torch.allclose(tensor, other[name], atol=1e-6)
+
+
+def test_a_run_that_gets_no_better_stops_early(store, tmp_path):
+    result = run(store, tmp_path / "m", epochs=30, early_stop=2, optimiser={"lr": 1e-12})
+    assert result.finished
+    assert result.best_epoch is not None
+    assert len(result.history) == result.best_epoch + 2 < 30
 
 
 def test_start_from_takes_what_fits(store, tmp_path):
