@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pipeline.models.uri import ModelUri
 
 _OURS: Final = {"self", "kwargs", "classes", "in_channels"}
+_TIMM: Final = "tu-"
 _MULTIPLE: Final = 32  # the deepest stride of its encoders
 _NAMES: Final = {
     known.__name__: name
@@ -46,7 +47,8 @@ def load(uri: ModelUri, space: LabelSpace | None, *, pretrained: bool) -> Loaded
         torch.manual_seed(uri.seed)
         module = build(architecture, len(known.train_ids), encoder_weights)
     multiple = max(_MULTIPLE, int(getattr(module.encoder, "output_stride", _MULTIPLE)))
-    preprocessing = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, multiple=multiple)
+    mean, std = _normalisation(str(options["encoder_name"]))
+    preprocessing = Preprocessing(mean, std, multiple=multiple)
     return LoadedModel(module, known, preprocessing, uri.text, "", architecture)
 
 
@@ -75,6 +77,16 @@ def build(
             "?encoder_weights= out, or give --weights"
         ) from None
     return built
+
+
+def _normalisation(encoder: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and deviation that an encoder's published weights were trained with."""
+    if not encoder.startswith(_TIMM):
+        return IMAGENET_MEAN, IMAGENET_STD
+    import timm
+
+    told = timm.get_pretrained_cfg(encoder.removeprefix(_TIMM))
+    return (IMAGENET_MEAN, IMAGENET_STD) if told is None else (tuple(told.mean), tuple(told.std))
 
 
 def _check_options(architecture: Architecture) -> None:

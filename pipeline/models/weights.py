@@ -13,6 +13,7 @@ from safetensors.torch import load_file as load_safetensors
 
 from pipeline.errors import ModelError
 from pipeline.models.fetched import local_file
+from pipeline.models.packaged import packaged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -25,6 +26,7 @@ WEIGHTS_FILE: Final = "weights.safetensors"
 _WRAPPERS: Final = ("state_dict", "model", "model_state_dict")
 _WRAPPED: Final = "net."
 _TRAINING_ONLY: Final = "aux_classifier."  # torchvision's, see pipeline.models.torchvision
+_PACKAGE: Final = "package:"
 _COUNTER: Final = ".num_batches_tracked"
 _TORCH_SUFFIXES: Final = (".pt", ".pth", ".ckpt", ".bin")
 
@@ -39,11 +41,15 @@ def finish(model: LoadedModel, weights: str | None = None) -> LoadedModel:
 
 
 def read_weights(url: str) -> dict[str, Tensor]:
-    """Return the tensors of a .safetensors or torch file, or of a model directory.
+    """Return the tensors of a .safetensors or torch file, of a model directory, or of a package.
+
+    `package:tf_efficientnet_lite0` is the file that an installed package holds.
 
     Raises:
         ModelError: the file is missing, damaged, or holds more than tensors.
     """
+    if url.startswith(_PACKAGE):
+        return packaged(url.removeprefix(_PACKAGE))
     is_file = url.endswith((".safetensors", *_TORCH_SUFFIXES))
     path = url if is_file else f"{url.rstrip('/')}/{WEIGHTS_FILE}"
     try:
@@ -98,15 +104,15 @@ def put_weights(model: LoadedModel, tensors: Mapping[str, Tensor], source: str) 
 def put_matching(model: LoadedModel, tensors: Mapping[str, Tensor], source: str) -> int:
     """Copy the tensors whose names and shapes are the model's own; return how many were.
 
+    They may be those of a part of it, such as an encoder that was trained to classify.
+
     Raises:
         ModelError: none is.
     """
     own = model.module.state_dict()
-    fit = {
-        name: tensor
-        for name, tensor in _renamed(own, tensors).items()
-        if name in own and own[name].shape == tensor.shape
-    }
+    tensors = _renamed(own, tensors)
+    parts = (_fitting(own, tensors, prefix) for prefix in ("", *_prefixes(own, tensors)))
+    fit = max(parts, key=len)
     if not fit:
         raise ModelError(
             f"{source}: none of its {len(tensors)} tensors has a name and shape of "
@@ -114,6 +120,21 @@ def put_matching(model: LoadedModel, tensors: Mapping[str, Tensor], source: str)
         )
     model.module.load_state_dict(own | fit)
     return len(fit)
+
+
+def _prefixes(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the parts of the model that have a tensor of the first of these names."""
+    first = [name for name, tensor in tensors.items() if tensor.dim() > 1][:1]
+    found = (name.removesuffix(last) for last in first for name in own if name.endswith(last))
+    return sorted(prefix for prefix in found if prefix.endswith("."))
+
+
+def _fitting(
+    own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], prefix: str
+) -> dict[str, Tensor]:
+    """Return the tensors that the model has under the prefix, in the same shape."""
+    named = ((prefix + name, tensor) for name, tensor in tensors.items())
+    return {name: t for name, t in named if name in own and own[name].shape == t.shape}
 
 
 def _renamed(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
