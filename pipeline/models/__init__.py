@@ -24,7 +24,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 from pipeline.errors import UnknownName
-from pipeline.models.loaded import Architecture, LoadedModel, Preprocessing
+from pipeline.models.loaded import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Architecture,
+    LoadedModel,
+    Preprocessing,
+)
 from pipeline.models.uri import parse
 
 if TYPE_CHECKING:
@@ -53,6 +59,8 @@ class ModelSpec:
     """Expected number of parameters by number of classes; a test compares them."""
     input_multiple: int
     source: str
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
 
 
 MODELS: Final[Mapping[str, ModelSpec]] = {
@@ -61,6 +69,14 @@ MODELS: Final[Mapping[str, ModelSpec]] = {
         params={11: 350_508, 12: 350_652, 19: 351_660, 20: 351_804},
         input_multiple=8,
         source="Paszke 2016, arXiv 1606.02147",
+    ),
+    "lite-fpn": ModelSpec(
+        build="pipeline.models.lite:LiteFPN",
+        params={11: 1_498_635, 19: 1_499_411},
+        input_multiple=32,
+        source="ours, on Tan 2019, arXiv 1905.11946",
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
     ),
 }
 """The zoo: architectures of our own."""

@@ -11,8 +11,6 @@ from pipeline.errors import UnknownName, UsageError
 from pipeline.models import MODELS
 from pipeline.models.classes import space_of_size
 from pipeline.models.loaded import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     Architecture,
     LoadedModel,
     Preprocessing,
@@ -32,8 +30,8 @@ def load(uri: ModelUri, space: LabelSpace | None, *, pretrained: bool) -> Loaded
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(uri.seed)
         module = build(architecture, len(known.train_ids))
-    multiple = MODELS[uri.name].input_multiple
-    preprocessing = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, multiple=multiple)
+    spec = MODELS[uri.name]
+    preprocessing = Preprocessing(spec.mean, spec.std, multiple=spec.input_multiple)
     return LoadedModel(module, known, preprocessing, uri.text, "", architecture)
 
 
