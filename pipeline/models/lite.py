@@ -30,9 +30,10 @@ class LiteFPN(nn.Module):
 
         whole = timm.create_model("tf_efficientnet_lite0", pretrained=False)
         # The names are timm's: weights of the whole network find their place here.
-        self.conv_stem, self.bn1 = whole.conv_stem, whole.bn1
-        blocks = list(whole.blocks)[: max(_TAKEN) + 1]
-        self.blocks = nn.Sequential(*blocks[:-1], blocks[-1][:2])
+        self.conv_stem: nn.Module = whole.get_submodule("conv_stem")
+        self.bn1: nn.Module = whole.get_submodule("bn1")
+        *blocks, last = list(whole.get_submodule("blocks").children())[: max(_TAKEN) + 1]
+        self.blocks = nn.Sequential(*blocks, nn.Sequential(*list(last.children())[:2]))
         self.sides = nn.ModuleList(_unit(n, width, 1) for n in _TAKEN.values())
         self.gate = nn.Sequential(
             nn.AdaptiveAvgPool2d(1), nn.Conv2d(_TAKEN[5], width, 1), nn.Sigmoid()
