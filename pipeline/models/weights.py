@@ -111,8 +111,12 @@ def put_matching(model: LoadedModel, tensors: Mapping[str, Tensor], source: str)
     """
     own = model.module.state_dict()
     tensors = _renamed(own, tensors)
-    parts = (_fitting(own, tensors, prefix) for prefix in ("", *_prefixes(own, tensors)))
-    fit = max(parts, key=len)
+    fit = _fitting(own, tensors, "")
+    for prefix in _prefixes(own, tensors):
+        part = _fitting(own, tensors, prefix)
+        # Names as short as `0.weight` fit somewhere by chance: a part must take most of the file.
+        if len(part) > max(len(fit), len(tensors) // 2):
+            fit = part
     if not fit:
         raise ModelError(
             f"{source}: none of its {len(tensors)} tensors has a name and shape of "

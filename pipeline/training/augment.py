@@ -29,7 +29,8 @@ def augmented(
     """Return one random crop: uint8 [h, w, 3] and its labels [h, w], void where it is padded."""
     low, high = how.scale
     scale = math.exp(rng.uniform(math.log(low), math.log(high)))
-    top, left, rows, columns = _window(image.shape[:2], how.crop, scale, rng)
+    centre = _focus(labels, void, rng) if rng.random() < how.focus else None
+    top, left, rows, columns = _window(image.shape[:2], how.crop, scale, centre, rng)
     part, ids = image[top : top + rows, left : left + columns], labels[top : top + rows]
     ids = ids[:, left : left + columns]
     size = (min(how.crop[0], round(rows * scale)), min(how.crop[1], round(columns * scale)))
@@ -41,13 +42,43 @@ def augmented(
 
 
 def _window(
-    shape: tuple[int, ...], crop: tuple[int, int], scale: float, rng: np.random.Generator
+    shape: tuple[int, ...],
+    crop: tuple[int, int],
+    scale: float,
+    centre: tuple[int, int] | None,
+    rng: np.random.Generator,
 ) -> tuple[int, int, int, int]:
-    """Return top, left, height, width of the part of the image that the crop will show."""
+    """Return top, left, height, width of the part of the image that the crop will show.
+
+    Anywhere, or with a pixel somewhere in it.
+    """
     rows, columns = (min(n, max(1, round(c / scale))) for n, c in zip(shape, crop, strict=True))
-    top = int(rng.integers(shape[0] - rows + 1))
-    left = int(rng.integers(shape[1] - columns + 1))
-    return top, left, rows, columns
+    corner = []
+    for axis, size in enumerate((rows, columns)):
+        low, high = 0, shape[axis] - size
+        if centre is not None:
+            low, high = max(low, centre[axis] - size + 1), min(high, centre[axis])
+        corner.append(int(rng.integers(low, high + 1)))
+    return corner[0], corner[1], rows, columns
+
+
+def _focus(labels: Labels, void: int, rng: np.random.Generator) -> tuple[int, int] | None:
+    """Return a pixel of a class drawn evenly from those in the labels; None where all is void."""
+    shown = np.flatnonzero(np.bincount(labels.ravel()))
+    shown = shown[shown != void]
+    if not len(shown):
+        return None
+    places = np.flatnonzero(labels.ravel() == rng.choice(shown))
+    row, column = divmod(int(rng.choice(places)), labels.shape[1])
+    return row, column
+
+
+def pasted(
+    image: Image, labels: Labels, other: tuple[Image, Labels], classes: Labels
+) -> tuple[Image, Labels]:
+    """Return the sample with the other's pixels of some classes over it; sizes are equal."""
+    over = np.isin(other[1], classes)
+    return np.where(over[..., None], other[0], image), np.where(over, other[1], labels)
 
 
 def resized(image: Image, height: int, width: int, labels: Labels) -> tuple[Image, Labels]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 import numpy as np
 import torch
 
-from pipeline.training.augment import augmented, resized
+from pipeline.training.augment import augmented, pasted, resized
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from pipeline.training.data import Example, Labels, Reader, Row
+    from pipeline.training.data import Channels, Example, Labels, Reader, Row
     from pipeline.training.place import Place
     from pipeline.training.recipe import Recipe
 
@@ -60,6 +60,8 @@ def train_batches(
         StoreError: no row of the split can be read.
     """
     samples = _samples(reader, recipe, epoch, place, size)
+    if recipe.augment.paste:
+        samples = _pasted(samples, recipe, epoch, place.rank, reader.channels)
     made = _batched(samples, recipe.batch, pin=place.device.type == "cuda")
     with closing(prefetched(made)) as ready:
         yield from islice(ready, epoch.steps)
@@ -68,7 +70,7 @@ def train_batches(
 def _samples(
     reader: Reader, recipe: Recipe, epoch: Epoch, place: Place, size: tuple[int, int] | None
 ) -> Generator[tuple[NDArray[np.uint8], Labels]]:
-    from pipeline.training.data import shuffled
+    from pipeline.training.data import repeated, shuffled
 
     for turn in count():
         seed = (recipe.seed, epoch.number, turn, place.rank)
@@ -81,14 +83,41 @@ def _samples(
             rng = np.random.default_rng((*seed, position))
             return augmented(image, labels, recipe.augment, reader.channels.void, rng)
 
-        rows = islice(reader.rows(place.rank, place.world), epoch.skip if turn == 0 else 0, None)
-        mixed = shuffled(rows, np.random.default_rng(seed), recipe.shuffle_rows)
+        rng = np.random.default_rng(seed)
+        rows = repeated(reader.rows(place.rank, place.world), rng)
+        rows = islice(rows, epoch.skip if turn == 0 else 0, None)
+        mixed = shuffled(rows, rng, recipe.shuffle_rows)
         good = 0
         for sample in reader.loaded(mixed, work, place.threads, ahead=2 * recipe.batch):
             good += 1
             yield sample
         if not good and turn:
             raise reader.nothing_readable()
+
+
+def _pasted(
+    samples: Generator[tuple[NDArray[np.uint8], Labels]],
+    recipe: Recipe,
+    epoch: Epoch,
+    rank: int,
+    channels: Channels,
+) -> Generator[tuple[NDArray[np.uint8], Labels]]:
+    """Paste things of each sample's predecessor over some; the first of an epoch has none."""
+    rng = np.random.default_rng((recipe.seed, epoch.number, rank))
+    before = None
+    try:
+        for image, labels in samples:
+            mixed = image, labels
+            if before is not None and rng.random() < recipe.augment.paste:
+                shown = np.unique(before[1][before[1] != channels.void])
+                chosen = np.intersect1d(shown, channels.things)
+                if not channels.things:
+                    chosen = rng.permutation(shown)[: (len(shown) + 1) // 2]
+                mixed = pasted(image, labels, before, chosen)
+            before = image, labels
+            yield mixed
+    finally:
+        samples.close()
 
 
 def _batched(

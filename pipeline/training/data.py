@@ -12,6 +12,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     Labels = NDArray[np.uint8] | NDArray[np.uint16]
 
-_COLUMNS: Final = ("image_id", "image", "label_space", "mask", "extra")
+_COLUMNS: Final = ("image_id", "image", "label_space", "mask", "extra", "classes")
 _SCAN_ROWS: Final = 32  # rows may embed images
 _BUFFER_BYTES: Final = 256 << 20
 _IDS: Final = 1 << 16
@@ -50,6 +51,8 @@ class Row:
     label_space: str
     upright: bool
     """Whether the mask lies on the image turned by its EXIF orientation, not on the one stored."""
+    repeats: float = 1.0
+    """How often training shall see it in a pass."""
 
     @property
     def size(self) -> int:
@@ -81,6 +84,12 @@ class Channels:
         return len(self.space.train_ids)
 
     @property
+    def things(self) -> list[int]:
+        """The channels of countable things; empty where the label space does not tell."""
+        classes = (self.space.by_id[i] for i in self.space.train_ids)
+        return [channel for channel, c in enumerate(classes) if c.isthing]
+
+    @property
     def void(self) -> int:
         """The value of pixels without a class."""
         return 255 if self.count <= 255 else _IDS - 1
@@ -105,13 +114,15 @@ class Channels:
 class Survey:
     """What a split holds, from the `classes` column alone: no pixel is touched.
 
-    `pixels[c]` counts class c; `home[c]` counts the valid pixels of the images that show it.
+    `pixels[c]` counts class c; `home[c]` counts the valid pixels of the images that show it,
+    `images[c]` those images.
     """
 
     labelled: int
     unlabelled: int
     pixels: NDArray[np.int64]
     home: NDArray[np.int64]
+    images: NDArray[np.int64]
 
 
 @dataclass
@@ -123,6 +134,8 @@ class Reader:
     channels: Channels
     failures: dict[str, str] = field(default_factory=dict)
     """Image ids that could not be read, and why."""
+    oversample: float | None = None
+    """Images of classes that a smaller share of the images shows are repeated."""
 
     @property
     def where(self) -> pc.Expression:
@@ -136,7 +149,7 @@ class Reader:
     @cached_property
     def survey(self) -> Survey:
         """Count the split's rows and its classes' pixels."""
-        out = Survey(0, 0, *(np.zeros(self.channels.count, np.int64) for _ in range(2)))
+        out = Survey(0, 0, *(np.zeros(self.channels.count, np.int64) for _ in range(3)))
         for batch in self.store.scan(["classes", "label_space"], self.where, 4096):
             for row in batch.to_pylist():
                 if row["classes"] is None:
@@ -146,7 +159,33 @@ class Reader:
                 counts = self._channel_pixels(row["label_space"], row["classes"])
                 out.pixels += counts
                 out.home += (counts > 0) * counts.sum()
+                out.images += counts > 0
         return out
+
+    @cached_property
+    def _factors(self) -> NDArray[np.float64]:
+        """How often an image of each class is to be seen in a pass."""
+        survey = self.survey
+        share = np.maximum(survey.images, 1) / max(1, survey.labelled)
+        return np.maximum(1.0, np.sqrt((self.oversample or 0.0) / share))
+
+    def _repeats(self, space: str, classes: list[dict[str, Any]] | None) -> float:
+        if self.oversample is None or not classes:
+            return 1.0
+        shown = self._channel_pixels(space, classes) > 0
+        return float(self._factors[shown].max(initial=1.0))
+
+    @cached_property
+    def samples(self) -> int:
+        """How many samples a pass over the labelled rows gives, repeats included, on average."""
+        if self.oversample is None:
+            return self.survey.labelled
+        total = 0.0
+        for batch in self.store.scan(["classes", "label_space"], self.where, 4096):
+            for row in batch.to_pylist():
+                if row["classes"] is not None:
+                    total += self._repeats(row["label_space"], row["classes"])
+        return int(total)
 
     def _channel_pixels(self, space: str, classes: list[dict[str, Any]]) -> NDArray[np.int64]:
         lut = self.channels.lut(self.store.space(space))
@@ -166,7 +205,8 @@ class Reader:
                     continue
                 index += 1
                 if (index - 1) % world == rank:
-                    yield _row(batch.slice(at, 1).to_pylist()[0])
+                    values = batch.slice(at, 1).to_pylist()[0]
+                    yield _row(values, self._repeats(values["label_space"], values["classes"]))
 
     def load(self, row: Row) -> Example:
         """Decode one row.
@@ -221,7 +261,7 @@ class Reader:
         )
 
 
-def _row(values: dict[str, Any]) -> Row:
+def _row(values: dict[str, Any], repeats: float) -> Row:
     image, extra = values["image"] or {}, values["extra"]
     return Row(
         image_id=values["image_id"],
@@ -230,7 +270,17 @@ def _row(values: dict[str, Any]) -> Row:
         cell=values["mask"]["bytes"] or b"",
         label_space=values["label_space"],
         upright=bool(extra) and json.loads(extra).get("orientation", 1) != 1,
+        repeats=repeats,
     )
+
+
+def repeated(rows: Iterator[Row], rng: np.random.Generator) -> Iterator[Row]:
+    """Yield each row as often as it asks for; the fraction of a time is drawn."""
+    for row in rows:
+        times = int(row.repeats)
+        if row.repeats > times:
+            times += int(rng.random() < row.repeats - times)
+        yield from repeat(row, times)
 
 
 def shuffled(rows: Iterator[Row], rng: np.random.Generator, most: int) -> Iterator[Row]:

@@ -42,6 +42,13 @@ class Augment(_Part):
     flip: Share = 0.5
     """How often the image is mirrored left to right."""
     jitter: Jitter = Jitter()
+    focus: Share = 0.0
+    """How often the crop lies over a pixel of a class drawn evenly from those in the image."""
+    paste: Share = 0.0
+    """How often a sample gets the things of the one before it in the batch pasted over it.
+
+    Things are what the label space says; where it says nothing, half of the sample's classes.
+    """
 
     @model_validator(mode="after")
     def _ascending(self) -> Self:
@@ -99,6 +106,9 @@ class Recipe(_Part):
     class_weights: Literal[
         "none", "median-frequency", "enet", "inverse-sqrt", "effective-number"
     ] = "none"
+    oversample: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Images of a class that fewer than this share of the images show are repeated, the rarer the
+    more: sqrt(share / its share) times for the rarest class in it (LVIS, 1908.03195)."""
     batch: Annotated[int, Field(gt=0)] = 8
     """Samples in a step of one worker."""
     accumulate: Annotated[int, Field(gt=0)] = 1

@@ -162,7 +162,7 @@ class _Run:
         self._clock.before = self._progress.seconds
         self._model = open_model(recipe, plan.store)
         channels = Channels(self._model.label_space)
-        self._train = Reader(plan.store, plan.split, channels)
+        self._train = Reader(plan.store, plan.split, channels, oversample=recipe.oversample)
         self._val = Reader(plan.store, plan.val_split, channels)
         _check_rows(self._train)
         if recipe.epochs is not None:
@@ -183,7 +183,7 @@ class _Run:
         """Weight updates in an epoch."""
         recipe = self._recipe
         each = recipe.batch * recipe.accumulate * self._place.world
-        return recipe.steps_per_epoch or max(1, self._train.survey.labelled // each)
+        return recipe.steps_per_epoch or max(1, self._train.samples // each)
 
     def over(self) -> bool:
         """Tell whether the recipe's end is reached."""
@@ -250,7 +250,7 @@ class _Run:
         recipe = self._recipe
         batches, skip = self._steps * recipe.accumulate, 0
         if recipe.steps_per_epoch:  # go on where the last epoch ended
-            rows = -(-self._train.survey.labelled // self._place.world)
+            rows = -(-self._train.samples // self._place.world)
             skip = number * batches * recipe.batch % rows
         return Epoch(number, batches, skip)
 

@@ -13,9 +13,9 @@ from torch.nn import functional as F  # noqa: N812
 from pipeline import masks
 from pipeline.errors import StoreError, UnknownName, UsageError
 from pipeline.label_space import label_space
-from pipeline.training.augment import augmented, jittered
+from pipeline.training.augment import augmented, jittered, pasted
 from pipeline.training.batches import Epoch, prefetched, train_batches
-from pipeline.training.data import Channels, Reader, shuffled
+from pipeline.training.data import Channels, Reader, repeated, shuffled
 from pipeline.training.losses import criterion
 from pipeline.training.recipe import Augment, Jitter, LossTerm, read_recipe, shipped_recipes
 from pipeline.training.schedule import Clock, MovingAverage
@@ -160,6 +160,67 @@ def test_labels_stay_on_their_pixels(scale):
         agree = (np.abs(out[..., 1].astype(int) - ids * 40) < 20)[ids != 255]
         assert agree.mean() > (0.999 if scale == (1.0, 1.0) else 0.85)
         assert (ids != 255).mean() > 0.99
+
+
+def test_a_focused_crop_shows_the_rare_class():
+    labels = np.zeros((90, 120), np.uint8)
+    labels[70, 100] = 1
+    labels[:5] = 255
+    image = np.zeros((90, 120, 3), np.uint8)
+    seen = {}
+    for focus in (0.0, 1.0):
+        how, rng = Augment(crop=(20, 20), flip=0.5, focus=focus), np.random.default_rng(0)
+        crops = [augmented(image, labels, how, 255, rng)[1] for _ in range(300)]
+        seen[focus] = np.mean([(ids == 1).any() for ids in crops])
+    assert seen[0.0] < 0.1
+    assert 0.45 < seen[1.0] < 0.65, "the crop lies over class 0 or class 1, evenly drawn"
+    void = np.full((30, 30), 255, np.uint8)
+    focused = Augment(crop=(8, 8), focus=1.0)
+    assert (augmented(image[:30, :30], void, focused, 255, rng)[1] == 255).all()
+
+
+def test_pasted_things_bring_their_pixels():
+    rng = np.random.default_rng(0)
+    mine, theirs = (rng.integers(0, 4, (9, 9)).astype(np.uint8) for _ in range(2))
+    image, other = (np.repeat(ids[..., None], 3, 2) + 100 for ids in (mine, theirs + 10))
+    out, ids = pasted(image, mine, (other, theirs), np.array([2, 3], np.uint8))
+    over = theirs >= 2
+    assert np.array_equal(ids, np.where(over, theirs, mine))
+    assert np.array_equal(out[over], other[over])
+    assert np.array_equal(out[~over], image[~over])
+
+
+def test_batches_are_pasted_by_the_seed(store):
+    reader = Reader(store, "train", Channels(SPACE))
+
+    def labels(share):
+        how = recipe(augment={"crop": [32, 40], "paste": share})
+        return [b.labels for b in train_batches(reader, how, Epoch(1, steps=2), HERE, None)]
+
+    plain, mixed, again = labels(0.0), labels(1.0), labels(1.0)
+    assert all(torch.equal(a, b) for a, b in zip(mixed, again, strict=True))
+    mixed, plain = torch.cat(mixed), torch.cat(plain)
+    assert torch.equal(mixed[0], plain[0]), "the first has none before it"
+    changed = mixed[1:] != plain[1:]
+    assert changed.any()
+    assert torch.equal(mixed[1:][changed], plain[:-1][changed])
+
+
+def test_images_of_rare_classes_come_again(store):
+    even = Reader(store, "train", Channels(SPACE))
+    more = Reader(store, "train", Channels(SPACE), oversample=1.0)
+    share = even.survey.images / even.survey.labelled
+    rows = list(more.rows())
+    assert [row.repeats for row in even.rows()] == [1.0] * len(rows)
+    for row in rows:
+        ids = np.unique(even.load(row).labels)
+        best = max(np.sqrt(1 / share[c]) for c in ids[ids != 255])
+        assert row.repeats == pytest.approx(best)
+    drawn = [r.image_id for s in range(200) for r in repeated(iter(rows), np.random.default_rng(s))]
+    for row in rows:
+        assert drawn.count(row.image_id) / 200 == pytest.approx(row.repeats, abs=0.12)
+    assert more.samples == int(sum(row.repeats for row in rows))
+    assert even.samples == len(rows)
 
 
 def test_jitter_is_brightness_contrast_saturation():
