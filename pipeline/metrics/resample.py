@@ -25,6 +25,8 @@ Keys: TypeAlias = NDArray[np.uint64]
 
 _BLOCK: Final = 256
 """Images whose weights lie in memory at once; their sums are exact in float64 (below 2**53)."""
+_ONE_THREAD: Final = 1 << 18
+"""Multiplications up to which OpenBLAS starts no threads for a product."""
 _WEIGHTS: Final = 0x5E6D_311B_0071_57A9
 _SWAPS: Final = 0x0DDB_1A5E_D5AB_0071
 _GOLDEN: Final = 0x9E37_79B9_7F4A_7C15
@@ -82,8 +84,24 @@ def weighted_sums(weights: NDArray[np.uint8] | NDArray[np.int8], counts: Counts)
     flat = counts.reshape(images, -1)
     held = np.flatnonzero(flat.any(axis=0))  # most images hold few of 150 classes
     sums = np.zeros((columns, flat.shape[1]), np.int64)
-    sums[:, held] = weights.T.astype(np.float64) @ flat[:, held].astype(np.float64)
+    sums[:, held] = _product(weights.T.astype(np.float64), flat[:, held].astype(np.float64))
     return sums.reshape(columns, *counts.shape[1:])
+
+
+def _product(weights: Floats, counts: Floats) -> Floats:
+    """Return weights [B, n] @ counts [n, K], in pieces that BLAS takes on one thread.
+
+    Its threads wait for each other by spinning: where workers keep all cores busy, a product that
+    it splits up takes ten times as long.
+    """
+    rows, images = weights.shape
+    piece = max(1, min(rows, _ONE_THREAD // max(1, counts.size)))
+    whole = rows - rows % piece
+    products = np.empty((rows, counts.shape[1]))
+    stacked = np.ascontiguousarray(weights[:whole]).reshape(whole // piece, piece, images)
+    products[:whole] = (stacked @ counts).reshape(whole, counts.shape[1])
+    products[whole:] = weights[whole:] @ counts
+    return products
 
 
 def blocks(images: int) -> Iterator[slice]:
