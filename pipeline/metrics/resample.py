@@ -81,7 +81,7 @@ def swap_signs(keys: Keys, rounds: int) -> NDArray[np.int8]:
 def weighted_sums(weights: NDArray[np.uint8] | NDArray[np.int8], counts: Counts) -> Counts:
     """Sum images' counts [n, ...] under each column of weights [n, B]: int64 [B, ...], exactly."""
     images, columns = weights.shape
-    flat = counts.reshape(images, -1)
+    flat = counts.reshape(images, math.prod(counts.shape[1:]))
     held = np.flatnonzero(flat.any(axis=0))  # most images hold few of 150 classes
     sums = np.zeros((columns, flat.shape[1]), np.int64)
     sums[:, held] = _product(weights.T.astype(np.float64), flat[:, held].astype(np.float64))

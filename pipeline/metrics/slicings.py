@@ -154,8 +154,8 @@ BANDS: Final = {
     "aspect": ByBand(
         "aspect",
         ("height", "width"),
-        (0.75, 4 / 3, 2.0),
-        ("tall (under 3:4)", "squarish (3:4 to 4:3)", "wide (4:3 to 2:1)", "very wide (2:1 on)"),
+        (0.7, 1.4, 1.9),
+        ("tall (under 0.7)", "squarish (0.7 to 1.4)", "wide (1.4 to 1.9)", "very wide (1.9 on)"),
     ),
     "brightness": ByBand(
         "brightness",
@@ -165,7 +165,8 @@ BANDS: Final = {
          "brightest (160 on)"),
     ),
 }  # fmt: skip
-"""Fixed bands, so that slices of two reports are the same; brightness is mean luma, 0 to 255."""
+"""Fixed bands, so that slices of two reports are the same; aspect is width over height, brightness mean
+luma, 0 to 255."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
