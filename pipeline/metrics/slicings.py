@@ -165,8 +165,8 @@ BANDS: Final = {
          "brightest (160 on)"),
     ),
 }  # fmt: skip
-"""Fixed bands, so that slices of two reports are the same; aspect is width over height, brightness mean
-luma, 0 to 255."""
+"""Fixed bands, so that slices of two reports are the same; aspect is width over height, brightness
+is mean luma, 0 to 255."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
