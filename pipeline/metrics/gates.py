@@ -36,7 +36,7 @@ HEADLINE: Final = (
 """Figures of the whole report."""
 SECTIONS: Final = (
     "classes", "baseline", "intervals", "slices", "boundary", "calibration", "panoptic",
-    "cityscapes", "objects",
+    "cityscapes", "objects", "changes",
 )  # fmt: skip
 """Parts of the report that hold figures."""
 
@@ -228,7 +228,9 @@ class _Parser:
         self._fault(len(self.text) - len(stripped) + before, why)
 
     def _fault(self, column: int, why: str) -> NoReturn:
-        raise UsageError(f"--fail-if: {why}\n  {self.text}\n  {' ' * column}^")
+        # Of an error a job prints one line: there the number says what the caret does here.
+        place = f"at character {column + 1}"
+        raise UsageError(f"--fail-if: {why}, {place}\n  {self.text}\n  {' ' * column}^")
 
 
 _ALL_CLASSES: Final = ("classes", "baseline", "intervals", "boundary", "calibration")
