@@ -50,7 +50,7 @@ def matched(
     for start in range(0, len(shared), 64):
         group = shared[start : start + 64]
         word = next(w for w in _WORDS if len(group) <= 8 * np.dtype(w).itemsize)
-        bits = np.zeros(1 + int(shared[-1]), word)
+        bits: Words = np.zeros(1 + int(shared[-1]), word)
         bits[group] = np.left_shift(word(1), np.arange(len(group), dtype=word))
         mine, theirs = _members(contour, bits), _members(other, bits)
         hit[mine] = _near(

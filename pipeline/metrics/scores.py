@@ -87,10 +87,7 @@ def known(value: float) -> float | None:
 def by_name(names: Sequence[str], **columns: Floats | Counts) -> dict[str, dict[str, Any]]:
     """Return each class's figures under its name; the columns are [C], None stands for nan."""
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    told = ([known(v) if isinstance(v, float) else v for v in row] for row in rows)
     return {
-        name: {
-            key: known(v) if isinstance(v, float) else v
-            for key, v in zip(columns, row, strict=True)
-        }
-        for name, row in zip(names, rows, strict=True)
+        name: dict(zip(columns, row, strict=True)) for name, row in zip(names, told, strict=True)
     }

@@ -129,7 +129,7 @@ def test_counts_are_those_of_the_definitions(both, measure):
 def published(mask, share):
     """Return the pixels of a mask within a share of the diagonal of its contour, by erosion."""
     height, width = mask.shape
-    steps = max(1, int(round(share * np.sqrt(height**2 + width**2))))
+    steps = max(1, round(share * np.sqrt(height**2 + width**2)))
     framed = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     inner = cv2.erode(framed, np.ones((3, 3), np.uint8), iterations=steps)
     return mask - inner[1:-1, 1:-1]
