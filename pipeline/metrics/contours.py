@@ -1,6 +1,6 @@
 """Contour pixels of label maps, and which of them have one of the same class near by.
 
-Classes are bits of a word, so that one map of words holds the contours of up to 64 classes and is
+Classes are bits of a byte, so that one map of bytes holds the contours of eight classes and is
 spread for all of them at once; a disk is a stack of rows, each spread to the disk's width there.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
+from typing import TYPE_CHECKING, Final, Self, TypeAlias
 
 import numpy as np
 
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
     from pipeline.metrics.confusion import Index, LabelMap
 
-    Words: TypeAlias = NDArray[np.unsignedinteger[Any]]
+    Bits: TypeAlias = NDArray[np.uint8]
 
-_WORDS: Final = (np.uint8, np.uint16, np.uint32, np.uint64)
+_BITS: Final = 8  # wider words hold more classes, but their maps leave a core's cache
+_BLOCK: Final = 1 << 18  # pixels of a map that is spread at a time, for the same reason
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,67 +47,58 @@ def matched(
     Distance is straight (Euclidean), between centres of pixels; `tolerance` itself is near enough.
     """
     hit = np.zeros(len(contour.places), np.bool_)
-    shared = np.intersect1d(_values(contour.labels), _values(other.labels))
-    for start in range(0, len(shared), 64):
-        group = shared[start : start + 64]
-        word = next(w for w in _WORDS if len(group) <= 8 * np.dtype(w).itemsize)
-        bits: Words = np.zeros(1 + int(shared[-1]), word)
-        bits[group] = np.left_shift(word(1), np.arange(len(group), dtype=word))
-        mine, theirs = _members(contour, bits), _members(other, bits)
-        hit[mine] = _near(
-            (contour.places[mine], bits[contour.labels[mine]]),
-            (other.places[theirs], bits[other.labels[theirs]]),
-            shape,
-            math.floor(tolerance * tolerance),
-        )
+    counts = np.bincount(contour.labels), np.bincount(other.labels)
+    classes = min(map(len, counts))
+    shared = np.flatnonzero((counts[0][:classes] > 0) & (counts[1][:classes] > 0))
+    square = math.floor(tolerance * tolerance)
+    for start in range(0, len(shared), _BITS):
+        group = shared[start : start + _BITS]
+        bits = np.zeros(max(map(len, counts)), np.uint8)
+        bits[group] = 1 << np.arange(len(group))
+        wanted, given = bits[contour.labels], bits[other.labels]
+        at, by = np.flatnonzero(wanted), np.flatnonzero(given)
+        near = _spread_bits(other.places[by], given[by], contour.places[at], shape, square)
+        hit[at] = (near & wanted[at]) != 0
     return hit
 
 
-def _values(labels: LabelMap) -> Index:
-    return np.flatnonzero(np.bincount(labels))
-
-
-def _members(contour: Contour, bits: Words) -> Index:
-    """Return which pixels of the contour are of a class that has a bit."""
-    known = contour.labels < len(bits)
-    labels = np.where(known, contour.labels, 0)
-    return np.flatnonzero(known & (bits[labels] != 0))
-
-
-def _near(
-    wanted: tuple[Index, Words],
-    given: tuple[Index, Words],
-    shape: tuple[int, ...],
-    square: int,
-) -> NDArray[np.bool_]:
-    """Return which wanted bits are given within a distance whose square is at most `square`."""
+def _spread_bits(
+    places: Index, bits: Bits, asked: Index, shape: tuple[int, ...], square: int
+) -> Bits:
+    """Return the bits that are given within a distance, whose square is `square`, of each place."""
     height, width = shape
-    # Farther than the image is wide or high there is nothing.
-    reach = min(math.isqrt(square), height - 1)
-    grid: Words = np.zeros((height + 2 * reach, width), given[1].dtype)
-    words = grid.reshape(-1)
-    words[given[0] + reach * width] = given[1]
-    places, bits = wanted[0] + reach * width, wanted[1]
-    open_ = np.flatnonzero((words[places] & bits) == 0)
-    places, bits = places[open_], bits[open_]
-    for step in _rows(grid, square, reach):
-        seen = (words[places + step * width] | words[places - step * width]) & bits
-        left = np.flatnonzero(seen == 0)
-        open_, places, bits = open_[left], places[left], bits[left]
-    hit = np.ones(len(wanted[0]), np.bool_)
-    hit[open_] = False
-    return hit
+    reach = min(math.isqrt(square), height - 1)  # farther than the image is high there is nothing
+    rows = max(1, 4 * reach, _BLOCK // width)
+    found = np.zeros(len(asked), np.uint8)
+    for top in range(0, height, rows):
+        first = (top - reach) * width
+        mine = slice(*np.searchsorted(asked, (top * width, (top + rows) * width)))
+        near = slice(*np.searchsorted(places, (first, (top + rows + reach) * width)))
+        if mine.start == mine.stop or near.start == near.stop:
+            continue
+        grid = np.zeros((rows + 2 * reach, width), np.uint8)
+        grid.reshape(-1)[places[near] - first] = bits[near]
+        seen, at = found[mine], asked[mine] - first
+        for step, spread in _rows(grid, square, reach):
+            row = spread.reshape(-1)
+            seen |= row.take(at + step * width)
+            if step:
+                seen |= row.take(at - step * width)
+    return found
 
 
-def _rows(grid: Words, square: int, reach: int) -> Iterator[int]:
-    """Yield a disk's rows from the outermost in, with the grid spread to the row's width."""
+def _rows(grid: Bits, square: int, reach: int) -> Iterator[tuple[int, Bits]]:
+    """Yield a disk's rows from the outermost in: how far off, and the grid spread to its width."""
     spread, most = 0, grid.shape[1] - 1
+    half = np.empty_like(grid)
     for step in range(reach, -1, -1):
         target = min(math.isqrt(square - step * step), most)
         while spread < target:
-            # No gaps: each place is spread over 2 * spread + 1 pixels already.
+            # No gaps: each bit is spread over 2 * spread + 1 pixels already.
             by = min(target - spread, 2 * spread + 1)
-            grid[:, by:] |= grid[:, :-by]
-            grid[:, :-by] |= grid[:, by:]
+            half[:, :by] = grid[:, :by]
+            np.bitwise_or(grid[:, by:], grid[:, :-by], out=half[:, by:])
+            grid[:, -by:] = half[:, -by:]
+            np.bitwise_or(half[:, :-by], half[:, by:], out=grid[:, :-by])
             spread += by
-        yield step
+        yield step, grid

@@ -189,8 +189,10 @@ def test_contours_match_by_the_distance_to_the_nearest_of_their_class():
             assert counts.contours[n, :, c].tolist() == [a.sum(), near.sum()]
 
 
-@pytest.mark.parametrize("classes", [64, 65, 140])
-def test_more_classes_than_a_word_has_bits(classes):
+@pytest.mark.parametrize("block", [1, 400, 1 << 18])
+@pytest.mark.parametrize("classes", [8, 9, 140])
+def test_more_classes_than_a_byte_has_bits(classes, block, monkeypatch):
+    monkeypatch.setattr("pipeline.metrics.contours._BLOCK", block)
     rng = np.random.default_rng(6)
     shape, tolerance = (20, 40), 2.9
     sets = []

@@ -55,8 +55,7 @@ def pixels_of(drawn):
     """Return level, right or not, and predicted class of each scored pixel."""
     parts = [np.stack([c.astype(int), t == p, p.astype(int)]) for t, p, c in drawn]
     kept = [
-        part[:, (t < CLASSES) & (p < CLASSES)]
-        for part, (t, p, _) in zip(parts, drawn, strict=True)
+        part[:, (t < CLASSES) & (p < CLASSES)] for part, (t, p, _) in zip(parts, drawn, strict=True)
     ]
     return np.concatenate(kept, axis=1)
 
@@ -139,7 +138,9 @@ def test_area_is_the_mean_risk_over_all_coverages(drawn):
 def test_area_is_the_mean_over_random_orders_of_ties():
     rng = np.random.default_rng(1)
     levels, right = rng.integers(250, 256, 60), rng.random(60) < 0.7
-    counts = np.stack([np.bincount(levels[right], minlength=256), np.bincount(levels, minlength=256)])
+    counts = np.stack(
+        [np.bincount(levels[right], minlength=256), np.bincount(levels, minlength=256)]
+    )
     means = []
     for _ in range(4000):
         order = np.lexsort((rng.random(60), -levels))
