@@ -26,7 +26,7 @@ import numpy as np
 from pipeline import masks
 from pipeline.errors import CorruptMask, SizeMismatch, UsageError
 from pipeline.metrics.histogram import joint_histogram
-from pipeline.metrics.scores import by_name, known, ratio
+from pipeline.metrics.scores import known, ratio
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -111,8 +111,6 @@ class CalibrationGathering:
         """Return the scores of all pixels, and of each predicted class."""
         levels = self.counts.sum(axis=1)
         total = Reliability.of(levels, self.measure.bins)
-        each = [Reliability.of(c, self.measure.bins) for c in np.moveaxis(self.counts, 1, 0)]
-        names = ("ece", "confidence", "accuracy", "aurc")
         return {
             "ece": known(total.ece),
             "mce": known(total.mce),
@@ -122,23 +120,20 @@ class CalibrationGathering:
             "pixels": int(levels[_ALL].sum()),
             "unlabelled_pixels": self.unlabelled,
             "bins": total.rows(),
-            "classes": by_name(
-                self.names,
-                pixels=self.counts[_ALL].sum(axis=1),
-                **dict(
-                    zip(
-                        names,
-                        np.array(
-                            [
-                                (r.ece, r.mean_confidence, r.mean_accuracy, aurc(c))
-                                for r, c in zip(each, np.moveaxis(self.counts, 1, 0), strict=True)
-                            ]
-                        ).T,
-                        strict=True,
-                    )
-                ),
-            ),
+            "classes": {
+                name: self._of_class(self.counts[:, n]) for n, name in enumerate(self.names)
+            },
             "risk_coverage": risk_coverage(levels),
+        }
+
+    def _of_class(self, levels: Counts) -> dict[str, Any]:
+        found = Reliability.of(levels, self.measure.bins)
+        return {
+            "ece": known(found.ece),
+            "pixels": int(levels[_ALL].sum()),
+            "confidence": known(found.mean_confidence),
+            "accuracy": known(found.mean_accuracy),
+            "aurc": known(aurc(levels)),
         }
 
 
@@ -173,17 +168,12 @@ def confidence_counts(
     """
     none = truth.dtype.type(np.iinfo(truth.dtype).max)
     void = truth == none
-    levels = confidence.astype(truth.dtype, copy=False)
+    levels: LabelMap = confidence.astype(truth.dtype, copy=False)
     # All bits are set where a pixel is left out: no class.
-    hidden = np.negative(void.astype(truth.dtype))
-    wrong = np.negative((truth != predicted).astype(truth.dtype))
-    size = (classes, _LEVELS)
-    counts = np.stack(
-        [
-            joint_histogram(predicted | wrong, levels, size),
-            joint_histogram(predicted | hidden, levels, size),
-        ]
-    )
+    hidden: LabelMap = np.negative(void.astype(truth.dtype))
+    wrong: LabelMap = np.negative((truth != predicted).astype(truth.dtype))
+    kept = (predicted | wrong, predicted | hidden)
+    counts = np.stack([joint_histogram(p, levels, (classes, _LEVELS)) for p in kept])
     return counts, int(void.size - np.count_nonzero(void) - counts[_ALL].sum())
 
 

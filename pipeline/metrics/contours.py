@@ -56,7 +56,7 @@ def matched(
         bits = np.zeros(max(map(len, counts)), np.uint8)
         bits[group] = 1 << np.arange(len(group))
         wanted, given = bits[contour.labels], bits[other.labels]
-        at, by = np.flatnonzero(wanted), np.flatnonzero(given)
+        at, by = np.flatnonzero(wanted != 0), np.flatnonzero(given != 0)
         near = _spread_bits(other.places[by], given[by], contour.places[at], shape, square)
         hit[at] = (near & wanted[at]) != 0
     return hit

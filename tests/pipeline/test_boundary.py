@@ -83,28 +83,22 @@ def by_hand(truth, predicted, classes, measure):
     both = seen_as(truth, predicted, classes)
     height, width = truth.shape
     d, tolerance = measure.band(truth.shape), measure.tolerance(truth.shape)
-    bands = np.zeros((3, classes), int)
-    trimaps = np.zeros((len(measure.trimap_pixels), 3, classes), int)
+    # One column more, for pixels without a label.
+    bands = np.zeros((3, classes + 1), int)
+    trimaps = np.zeros((len(measure.trimap_pixels), 3, classes + 1), int)
     contours = [set(), set()]
-    for y, x in itertools.product(range(height), range(width)):
+    for y, x in zip(*np.nonzero(both[0] >= 0), strict=True):
         t, p = (int(m[y, x]) for m in both)
-        if t < 0:
-            continue
         rim = min(y, x, height - 1 - y, width - 1 - x) < d
         in_t, in_p = (rim or is_near(m, y, x, d, measure.void) for m in both)
-        bands[0, t] += in_t and in_p and t == p
-        bands[1, t] += in_t
-        if p < classes:
-            bands[2, p] += in_p
+        bands[[0, 1, 2], [t, t, p]] += in_t and in_p and t == p, in_t, in_p
         for n, m in enumerate(both):
             if m[y, x] < classes and is_near(m, y, x, 1, measure.void):
-                contours[n].add((y, x, int(m[y, x])))
+                contours[n].add((int(y), int(x), int(m[y, x])))
         for k, radius in enumerate(measure.trimap_pixels):
             if is_near(both[0], y, x, radius, measure.void):
-                trimaps[k, 0, t] += t == p
-                trimaps[k, 1, t] += 1
-                if p < classes:
-                    trimaps[k, 2, p] += 1
+                trimaps[k, [0, 1, 2], [t, t, p]] += t == p, 1, 1
+    bands, trimaps = bands[:, :classes], trimaps[..., :classes]
     found = np.zeros((2, 2, classes), int)
     for n, (mine, theirs) in enumerate(itertools.permutations(contours)):
         for y, x, c in mine:

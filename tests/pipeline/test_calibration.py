@@ -76,7 +76,7 @@ def ece_of_pixels(levels, right, bins):
     return total / len(levels), max(gaps)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(images(), min_size=1, max_size=3), st.sampled_from([1, 10, 15, 16, 255]))
 def test_errors_are_those_of_the_single_pixels(drawn, bins):
     gathering, rows = gathered(drawn, Calibration(bins=bins))
@@ -102,7 +102,7 @@ def test_errors_are_those_of_the_single_pixels(drawn, bins):
         assert figures["unlabelled_pixels"] == unlabelled
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(images(), min_size=1, max_size=3))
 def test_risk_is_the_share_of_errors_among_the_surest(drawn):
     figures = gathered(drawn)[0].figures()
@@ -124,7 +124,7 @@ def mean_risk(levels, right):
     return (np.cumsum(wrong) / np.arange(1, len(wrong) + 1)).mean()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(images(), min_size=1, max_size=3))
 def test_area_is_the_mean_risk_over_all_coverages(drawn):
     figures = gathered(drawn)[0].figures()
@@ -207,7 +207,7 @@ def test_16_bit_positions_count_as_8_bit_ones():
     assert a.unlabelled == b.unlabelled > 0
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.lists(images(), min_size=2, max_size=5), st.randoms())
 def test_parts_add_up_in_any_order(drawn, order):
     whole = gathered(drawn)[0]
