@@ -168,7 +168,7 @@ def confidence_counts(
     """
     none = truth.dtype.type(np.iinfo(truth.dtype).max)
     void = truth == none
-    levels: LabelMap = confidence.astype(truth.dtype, copy=False)
+    levels: NDArray[Any] = confidence.astype(truth.dtype, copy=False)
     # All bits are set where a pixel is left out: no class.
     hidden: LabelMap = np.negative(void.astype(truth.dtype))
     wrong: LabelMap = np.negative((truth != predicted).astype(truth.dtype))
