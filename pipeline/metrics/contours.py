@@ -30,13 +30,13 @@ class Contour:
     """Contour pixels: their places in the flattened map, ascending, and their labels."""
 
     places: Index
-    labels: LabelMap
+    labels: Index
 
     @classmethod
     def of(cls, labels: LabelMap, edge: NDArray[np.bool_], classes: int) -> Self:
         """Return the pixels of a class (labels below `classes`) that lie on an edge."""
         places = np.flatnonzero(edge & (labels < classes))
-        return cls(places, labels.ravel()[places])
+        return cls(places, labels.ravel()[places].astype(np.intp))
 
 
 def matched(

@@ -192,7 +192,7 @@ def test_more_classes_than_a_byte_has_bits(classes, block, monkeypatch):
     sets = []
     for _ in range(2):
         places = np.sort(rng.choice(800, 500, replace=False))
-        sets.append(Contour(places, rng.integers(0, classes, 500).astype(np.uint8)))
+        sets.append(Contour(places, rng.integers(0, classes, 500)))
     a, b = sets
     y, x = np.divmod(a.places[:, None], 40)
     v, u = np.divmod(b.places[None], 40)
