@@ -302,9 +302,9 @@ def _by_ring(
 ) -> tuple[Counts, Counts]:
     """Return the pixels of each class by trimap [levels, 3, C], and those of the bands [3, C]."""
     # Views as bytes: NumPy converts booleans slower than it adds.
-    code: LabelMap = level + bands[0].view(np.uint8) * np.uint8(levels)
-    code += bands[1].view(np.uint8) * np.uint8(2 * levels)
-    code = code.astype(truth.dtype, copy=False)
+    where = level + bands[0].view(np.uint8) * np.uint8(levels)
+    where += bands[1].view(np.uint8) * np.uint8(2 * levels)
+    code: NDArray[Any] = where.astype(truth.dtype, copy=False)
     of_prediction = joint_histogram(code, predicted, (4 * levels, classes))
     code += (truth == predicted).view(np.uint8) * np.uint8(4 * levels)
     of_truth = joint_histogram(code, truth, (8 * levels, classes))

@@ -94,8 +94,8 @@ def _rows(grid: Bits, square: int, reach: int) -> Iterator[tuple[int, Bits]]:
     for step in range(reach, -1, -1):
         target = min(math.isqrt(square - step * step), most)
         while spread < target:
-            # No gaps: each bit is spread over 2 * spread + 1 pixels already.
-            by = min(target - spread, 2 * spread + 1)
+            # No gaps: each bit is spread over spread + 1 pixels at least, at the image's border.
+            by = min(target - spread, spread + 1)
             half[:, :by] = grid[:, :by]
             np.bitwise_or(grid[:, by:], grid[:, :-by], out=half[:, by:])
             grid[:, -by:] = half[:, -by:]

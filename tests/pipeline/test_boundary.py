@@ -109,7 +109,7 @@ def by_hand(truth, predicted, classes, measure):
     return bands, found, trimaps
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.one_of(maps(), maps(np.uint16)), MEASURES)
 def test_counts_are_those_of_the_definitions(both, measure):
     counts = boundary_counts(*both, CLASSES, measure)
@@ -200,6 +200,17 @@ def test_more_classes_than_a_byte_has_bits(classes, block, monkeypatch):
     wanted = (near & (a.labels[:, None] == b.labels[None])).any(axis=1)
     assert 0 < wanted.sum() < len(wanted)
     np.testing.assert_array_equal(matched(a, b, shape, tolerance), wanted)
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 12, 19])
+@pytest.mark.parametrize("tolerance", [0, 1, 2, 3.5, 7, 18, 40])
+def test_every_place_of_a_row_is_reached_from_every_other(width, tolerance):
+    places, labels = np.arange(width), np.zeros(width, np.intp)
+    for there in range(width):
+        other = Contour(places[there : there + 1], labels[:1])
+        for shape in ((1, width), (width, 1)):
+            near = matched(Contour(places, labels), other, shape, tolerance)
+            assert near.tolist() == [abs(at - there) <= tolerance for at in range(width)]
 
 
 def test_300_classes_count_as_their_ranks():
