@@ -1,0 +1,65 @@
+"""Truth cut into segments as Cityscapes' instanceIds are: single objects, and classes without."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from pipeline.errors import BadAnnotation
+from pipeline.labels.segments import owners
+from pipeline.metrics.confusion import VOID
+from pipeline.metrics.pair_objects import look_up, narrowest
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pipeline.metrics.confusion import LabelMap
+    from pipeline.metrics.measure import LabelPair
+    from pipeline.metrics.pair_objects import Objects
+
+_MOST: Final = 65535
+
+
+@dataclass(frozen=True, slots=True)
+class TruthSegments:
+    """A map of segments [H, W]: 0..C-1 a class's pixels that no single object has, C void, then
+    the single objects.
+
+    A single object keeps the pixels where the mask has its class; where objects overlap, the
+    smaller one lies on top. Groups (crowds), parts and objects without run lengths are none.
+    """
+
+    map: LabelMap
+    classes: NDArray[np.int64]
+    """The class position of each segment, `VOID` for void: [S]."""
+    scored: int
+    """C, the number of scored classes."""
+
+    @classmethod
+    def of(cls, pair: LabelPair, objects: Objects, scored: int) -> TruthSegments:
+        """Cut one image.
+
+        Raises:
+            BadAnnotation: run lengths are malformed, or of another size; or too many objects.
+        """
+        single = objects.chosen(
+            [bool(i.rle) and not i.iscrowd and i.part_of is None for i in objects.instances]
+        )
+        first, count = scored + 1, len(single.instances)
+        if first + count > _MOST:
+            raise BadAnnotation(
+                objects.path, f"{count} objects do not fit a 16-bit map", "leave objects out"
+            )
+        kind = narrowest(first + count)
+        plain = look_up(pair.truth, np.where(pair.rows < 0, scored, pair.rows).astype(kind))
+        classes = np.concatenate([np.arange(scored), [VOID], single.positions])
+        if count:
+            owner = owners(single.instances, pair.truth.shape, objects.path)
+            categories = [0, *(i.category for i in single.instances)]
+            claimed = np.array(categories, np.min_scalar_type(max(categories)))
+            ours = (look_up(owner, claimed) == pair.truth) & (owner > 0)
+            numbers = np.arange(first - 1, first + count).astype(kind)
+            np.copyto(plain, look_up(owner, numbers), where=ours)
+        return cls(plain, classes, scored)
