@@ -261,3 +261,7 @@ def _known(value: float) -> float | None:
 def _mean(values: Iterable[float | None]) -> float | None:
     known = [v for v in values if v is not None and not math.isnan(v)]
     return sum(known) / len(known) if known else None
+
+
+cityscapes = CityscapesMeasure
+"""What `pipeline.metrics.MEASURES` starts from."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from pipeline.metrics.confusion import LabelMap
     from pipeline.metrics.measure import LabelPair
     from pipeline.metrics.pair_objects import Objects
+
+    Table = NDArray[np.unsignedinteger[Any]]
 
 _MOST: Final = 65535
 
@@ -58,8 +60,9 @@ class TruthSegments:
         if count:
             owner = owners(single.instances, pair.truth.shape, objects.path)
             categories = [0, *(i.category for i in single.instances)]
-            claimed = np.array(categories, np.min_scalar_type(max(categories)))
+            narrow = np.uint8 if max(categories) < 256 else np.uint16
+            claimed: Table = np.array(categories, narrow)
             ours = (look_up(owner, claimed) == pair.truth) & (owner > 0)
-            numbers = np.arange(first - 1, first + count).astype(kind)
+            numbers: Table = np.arange(first - 1, first + count).astype(kind)
             np.copyto(plain, look_up(owner, numbers), where=ours)
         return cls(plain, classes, scored)

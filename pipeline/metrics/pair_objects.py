@@ -99,7 +99,9 @@ def no_objects(path: str, measure: str, need: str) -> InputError:
 
 
 def look_up(labels: LabelMap, table: NDArray[np.unsignedinteger[Any]]) -> LabelMap:
-    """Return `table`, which covers every value, at every pixel [H, W]; 8-bit maps by OpenCV, without the GIL.
+    """Return `table`, which covers every value, at every pixel [H, W].
+
+    8-bit maps go through OpenCV, which lets go of the interpreter's lock.
 
     >>> look_up(np.array([[0, 2]], np.uint8), np.arange(10, 266).astype(np.uint8))
     array([[10, 12]], dtype=uint8)
