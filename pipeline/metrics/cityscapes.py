@@ -124,7 +124,7 @@ class CityscapesGathering:
         truth, predicted = truth_objects(pair), predicted_objects(pair)
         if truth is None:
             raise no_objects(f"{pair.image_id} (truth)", "cityscapes", "weighs by truth's objects")
-        shown = TruthSegments.of(pair, truth, len(self._names))
+        shown = TruthSegments.of(pair, truth, self._things)
         # What can fail comes before what counts: a failed pair leaves nothing behind.
         matches = None if predicted is None else match_image(shown, predicted, self._things)
         table = self._joint(shown, pair)

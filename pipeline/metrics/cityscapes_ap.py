@@ -90,7 +90,7 @@ def match_image(shown: TruthSegments, objects: Objects, things: Flags) -> ImageM
         BadAnnotation: run lengths are malformed, or of another size; or a score is no number.
     """
     scored = (objects.positions >= 0) & things[objects.positions]
-    scored &= [bool(i.rle) for i in objects.instances]
+    scored &= objects.those(lambda i: i.rle)
     kept = objects.chosen(scored)
     sizes = np.bincount(shown.map.ravel(), minlength=len(shown.classes))
     overlap = _overlaps(shown, kept)

@@ -30,7 +30,8 @@ class TruthSegments:
     the single objects.
 
     A single object keeps the pixels where the mask has its class; where objects overlap, the
-    smaller one lies on top. Groups (crowds), parts and objects without run lengths are none.
+    smaller one lies on top. Groups (crowds), parts, objects of stuff and objects
+    without run lengths are none.
     """
 
     map: LabelMap
@@ -40,15 +41,16 @@ class TruthSegments:
     """C, the number of scored classes."""
 
     @classmethod
-    def of(cls, pair: LabelPair, objects: Objects, scored: int) -> TruthSegments:
-        """Cut one image.
+    def of(cls, pair: LabelPair, objects: Objects, things: NDArray[np.bool_]) -> TruthSegments:
+        """Cut one image; `things` [C] are the classes whose objects are told apart.
 
         Raises:
             BadAnnotation: run lengths are malformed, or of another size; or too many objects.
         """
-        single = objects.chosen(
-            [bool(i.rle) and not i.iscrowd and i.part_of is None for i in objects.instances]
-        )
+        scored = len(things)
+        kept = (objects.positions < 0) | things[objects.positions]
+        kept &= objects.those(lambda i: i.rle and not i.iscrowd and i.part_of is None)
+        single = objects.chosen(kept)
         first, count = scored + 1, len(single.instances)
         if first + count > _MOST:
             raise BadAnnotation(

@@ -14,7 +14,7 @@ from pipeline.metrics.confusion import UNDEFINED
 from pipeline.record import Instance
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
 
@@ -36,9 +36,12 @@ class Objects:
     path: str
     """The image and the side, for messages."""
 
-    def chosen(self, keep: Sequence[bool] | NDArray[np.bool_]) -> Objects:
+    def those(self, says: Callable[[Instance], object]) -> NDArray[np.bool_]:
+        """Tell of each whether something is true of it."""
+        return np.array([bool(says(i)) for i in self.instances], dtype=np.bool_)
+
+    def chosen(self, where: NDArray[np.bool_]) -> Objects:
         """Return those that are kept."""
-        where = np.asarray(keep, dtype=np.bool_)
         kept = tuple(i for i, k in zip(self.instances, where.tolist(), strict=True) if k)
         return Objects(kept, self.positions[where], self.path)
 
