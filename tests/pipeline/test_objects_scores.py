@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from connectors.coco import COCO_INSTANCES
+from pipeline import masks
 from pipeline.errors import InputError
+from pipeline.files import open_tree
 from pipeline.label_space import label_space
 from pipeline.metrics.objects import objects
 from tests.pipeline.label_pairs import (
@@ -67,37 +70,35 @@ def pair(truth: list[Instance], found: list[Instance], name: str) -> LabelPair:
     return pair_of(blank, blank, SPACE, truth, found, name)
 
 
-def judge(images: Sequence[tuple[list[Instance], list[Instance]]]) -> Any:
-    """Run COCOeval on all images at once; their ids count from 1."""
+def judge(images: Sequence[tuple[tuple[int, int], list[Instance], list[Instance]]]) -> Any:
+    """Run COCOeval on all images at once, (size, truth, predictions); ids count from 1."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    size = {"height": SHAPE[0], "width": SHAPE[1]}
-    annotations, results = [], []
-    for n, (truth, found) in enumerate(images, 1):
-        for one in truth:
-            annotations.append(
-                _entry(one, n) | {"id": len(annotations) + 1, "iscrowd": int(one.iscrowd),
-                                  "area": one.area, "bbox": [0, 0, 1, 1]}
-            )  # fmt: skip
-        results += [_entry(one, n) | {"score": one.score} for one in found]
     coco = COCO()
     coco.dataset = {
-        "images": [{"id": n + 1} | size for n in range(len(images))],
-        "annotations": annotations,
+        "images": [],
+        "annotations": [],
         "categories": [{"id": i, "name": SPACE.by_id[i].name} for i in SPACE.train_ids],
     }
+    results = []
+    for n, (size, truth, found) in enumerate(images, 1):
+        coco.dataset["images"].append({"id": n, "height": size[0], "width": size[1]})
+        for one in (*truth, *found):
+            code = {"size": list(size), "counts": one.rle}
+            entry = {"image_id": n, "category_id": one.category, "segmentation": code}
+            if one.score is not None:
+                results.append(entry | {"score": one.score})
+                continue
+            number = len(coco.dataset["annotations"]) + 1
+            said = {"id": number, "iscrowd": int(one.iscrowd), "area": one.area}
+            coco.dataset["annotations"].append(entry | said | {"bbox": [0, 0, 1, 1]})
     coco.createIndex()
     run = COCOeval(coco, coco.loadRes(results), "segm")
     run.evaluate()
     run.accumulate()
     run.summarize()
     return run
-
-
-def _entry(one: Instance, image_id: int) -> dict[str, Any]:
-    code = {"size": list(SHAPE), "counts": one.rle}
-    return {"image_id": image_id, "category_id": one.category, "segmentation": code}
 
 
 def check(ours: dict[str, Any], run: Any) -> None:
@@ -129,12 +130,12 @@ def pairs(images: list[Any]) -> list[LabelPair]:
 
 def test_scores_are_those_of_cocoeval(images: list[Any], pairs: list[LabelPair]) -> None:
     ours = figures_of(objects(), pairs, SPACE)
-    check(ours, judge(images))
+    check(ours, judge([(SHAPE, *sides) for sides in images]))
     assert 0.1 < ours["ap"] < 0.9
     assert ours["classes"][SPACE.by_id[90].name]["ap"] is None
 
 
-def test_more_than_a_hundred_predictions(tmp_path: Any) -> None:
+def test_more_than_a_hundred_predictions() -> None:
     """Only the hundred most certain of a class in an image count."""
     rng = np.random.default_rng(0)
     shapes = [blob(SHAPE, rng, 25) for _ in range(4)]
@@ -144,22 +145,16 @@ def test_more_than_a_hundred_predictions(tmp_path: Any) -> None:
         instance(moved(shapes[n % len(shapes)], rng, 6), 1, n, float(rng.random()))
         for n in range(130)
     ]
-    whole = [(truth, found)]
     ours = figures_of(objects(), [pair(truth, found, "1")], SPACE)
-    check(ours, judge(whole))
+    check(ours, judge([(SHAPE, truth, found)]))
     assert ours["ar1"] < ours["ar10"] <= ours["ar100"]
 
 
 def test_real_annotations(shared_data: Any) -> None:
     """COCO's own objects, crowds among them, found with their neighbours' masks and by halves."""
-    from connectors.coco import COCO_INSTANCES
-    from pipeline.files import open_tree
-
     tree = open_tree(str(shared_data / "coco/instances"))
     records = [COCO_INSTANCES.read(tree, sample) for sample in COCO_INSTANCES.list(tree, ("val",))]
     assert sum(len(r.instances or ()) for r in records) > 50
-    from pipeline import masks
-
     rng = np.random.default_rng(1)
     pairs, held = [], []
     for n, record in enumerate(records, 1):
@@ -175,43 +170,21 @@ def test_real_annotations(shared_data: Any) -> None:
         pairs.append(pair_of(blank, blank, SPACE, truth, found, str(n)))
         held.append((shape, truth, found))
     ours = figures_of(objects(), pairs, SPACE)
-    check(ours, _judge_sizes(held))
+    check(ours, judge(held))
     assert ours["ap"] > 0.1
 
 
-def _judge_sizes(held: list[Any]) -> Any:
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    images, annotations, results = [], [], []
-    for n, (shape, truth, found) in enumerate(held, 1):
-        images.append({"id": n, "height": shape[0], "width": shape[1]})
-        for one in (*truth, *found):
-            entry = _entry(one, n)
-            entry["segmentation"]["size"] = list(shape)
-            if one.score is not None:
-                results.append(entry | {"score": one.score})
-                continue
-            said = {"id": len(annotations) + 1, "iscrowd": int(one.iscrowd), "area": one.area}
-            annotations.append(entry | said | {"bbox": [0, 0, 1, 1]})
-    coco = COCO()
-    coco.dataset = {
-        "images": images,
-        "annotations": annotations,
-        "categories": [{"id": i, "name": SPACE.by_id[i].name} for i in SPACE.train_ids],
-    }
-    coco.createIndex()
-    run = COCOeval(coco, coco.loadRes(results), "segm")
-    run.evaluate()
-    run.accumulate()
-    run.summarize()
-    return run
+@pytest.fixture(scope="module")
+def whole(pairs: list[LabelPair]) -> dict[str, Any]:
+    return figures_of(objects(), pairs[:12], SPACE)
 
 
-@settings(max_examples=15, deadline=None)
-@given(dealing=dealings(26))
-def test_parts_add_up(pairs: list[LabelPair], dealing: tuple[list[int], list[int]]) -> None:
-    assert in_parts(objects(), pairs, *dealing) == figures_of(objects(), pairs, SPACE)
+@settings(max_examples=12, deadline=None)
+@given(dealing=dealings(12))
+def test_parts_add_up(
+    pairs: list[LabelPair], whole: dict[str, Any], dealing: tuple[list[int], list[int]]
+) -> None:
+    assert in_parts(objects(), pairs[:12], *dealing) == whole
 
 
 def test_images_figures_and_nothing_at_all() -> None:

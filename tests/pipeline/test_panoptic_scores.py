@@ -261,10 +261,17 @@ def pairs(made: list[tuple[Scene, Scene]]) -> list[LabelPair]:
     return [pair(t, p) for t, p in made]
 
 
-@settings(max_examples=15, deadline=None)
+@pytest.fixture(scope="module")
+def whole(pairs: list[LabelPair]) -> dict[str, Any]:
+    return figures_of(panoptic(), pairs, SPACE)
+
+
+@settings(max_examples=12, deadline=None)
 @given(dealing=dealings(12))
-def test_parts_add_up(pairs: list[LabelPair], dealing: tuple[list[int], list[int]]) -> None:
-    assert in_parts(panoptic(), pairs, *dealing) == figures_of(panoptic(), pairs, SPACE)
+def test_parts_add_up(
+    pairs: list[LabelPair], whole: dict[str, Any], dealing: tuple[list[int], list[int]]
+) -> None:
+    assert in_parts(panoptic(), pairs, *dealing) == whole
 
 
 def test_images_figures_and_nothing_at_all() -> None:
