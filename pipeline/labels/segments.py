@@ -23,6 +23,24 @@ if TYPE_CHECKING:
     Owners = NDArray[np.unsignedinteger[Any]]
 
 
+def look_up(labels: LabelMap, table: NDArray[np.unsignedinteger[Any]]) -> LabelMap:
+    """Return `table`, which covers every value, at every pixel [H, W].
+
+    8-bit maps go through OpenCV, which lets go of the interpreter's lock.
+
+    >>> look_up(np.array([[0, 2]], np.uint8), np.arange(10, 266).astype(np.uint8))
+    array([[10, 12]], dtype=uint8)
+    """
+    if labels.dtype == table.dtype == np.uint8 and labels.size:
+        import cv2
+
+        full = np.zeros(256, np.uint8)  # OpenCV takes no shorter one
+        full[: len(table)] = table[:256]
+        return np.asarray(cv2.LUT(labels, full))
+    found: LabelMap = np.take(table, labels)
+    return found
+
+
 def owners(objects: Sequence[Instance], shape: tuple[int, ...], path: str) -> Owners:
     """Return the map [H, W] of who is on top: 0 for none, else position in `objects` + 1.
 
@@ -53,15 +71,14 @@ def owners_in_mask(
     categories = [0, *(o.category for o in objects)]
     wide = np.min_scalar_type(max(categories))  # a category may be beyond what the mask can hold
     claimed = np.array(categories, dtype=np.result_type(mask.dtype, wide))
-    wrong = (claimed[owner] != mask) & (owner > 0)
+    wrong = (look_up(owner, claimed) != mask) & (owner > 0)
     if not wrong.any():
         return owner
-    wrong &= real[mask]
-    owner = owner.astype(np.uint16)
+    wrong &= look_up(mask, real.view(np.uint8)).view(np.bool_)
     for category in np.unique(mask[wrong]).tolist():
         here = wrong & (mask == category)
         mine = [n for n, o in enumerate(objects, 1) if o.category == category]
-        numbers = np.array([0, *mine], dtype=np.uint16)
+        numbers = np.array([0, *mine], dtype=owner.dtype)
         below = owners([objects[n - 1] for n in mine], mask.shape, path)
         owner[here] = numbers[below[here]]
     return owner

@@ -21,12 +21,12 @@ import numpy as np
 
 from pipeline.errors import RemapError, UsageError
 from pipeline.label_space import LABEL_SPACES, find_remap, label_space
+from pipeline.labels.segments import look_up
 from pipeline.metrics.cityscapes_ap import ObjectMatches, match_image
 from pipeline.metrics.cityscapes_truth import TruthSegments
 from pipeline.metrics.confusion import count_pairs
 from pipeline.metrics.exact_sum import ExactSums
 from pipeline.metrics.pair_objects import (
-    look_up,
     narrowest,
     no_objects,
     predicted_objects,

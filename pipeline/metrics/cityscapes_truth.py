@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from pipeline.errors import BadAnnotation
-from pipeline.labels.segments import owners
+from pipeline.labels.segments import look_up, owners
 from pipeline.metrics.confusion import VOID
-from pipeline.metrics.pair_objects import look_up, narrowest
+from pipeline.metrics.pair_objects import narrowest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

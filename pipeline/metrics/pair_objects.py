@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pipeline.metrics.confusion import Index, LabelMap
+    from pipeline.metrics.confusion import Index
     from pipeline.metrics.measure import LabelPair
 
 _TOP_ID: Final = 65535
@@ -99,24 +99,6 @@ def no_objects(path: str, measure: str, need: str) -> InputError:
         f"{need}",
         "label it with a model that finds objects, or leave the measure out",
     )
-
-
-def look_up(labels: LabelMap, table: NDArray[np.unsignedinteger[Any]]) -> LabelMap:
-    """Return `table`, which covers every value, at every pixel [H, W].
-
-    8-bit maps go through OpenCV, which lets go of the interpreter's lock.
-
-    >>> look_up(np.array([[0, 2]], np.uint8), np.arange(10, 266).astype(np.uint8))
-    array([[10, 12]], dtype=uint8)
-    """
-    if labels.dtype == table.dtype == np.uint8 and labels.size:
-        import cv2
-
-        full = np.zeros(256, np.uint8)  # OpenCV takes no shorter one
-        full[: len(table)] = table[:256]
-        return np.asarray(cv2.LUT(labels, full))
-    found: LabelMap = np.take(table, labels)
-    return found
 
 
 def narrowest(values: int) -> type[np.uint8] | type[np.uint16]:

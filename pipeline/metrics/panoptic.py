@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import numpy as np
 
 from pipeline.errors import BadAnnotation
-from pipeline.labels.segments import owners_in_mask
+from pipeline.labels.segments import look_up, owners_in_mask
 from pipeline.metrics.confusion import count_pairs
 from pipeline.metrics.exact_sum import ExactSums
 from pipeline.metrics.pair_objects import (
-    look_up,
     narrowest,
     no_objects,
     predicted_objects,
