@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pipeline.metrics.confusion import Counts
     from pipeline.metrics.measure import LabelPair
     from pipeline.metrics.pair_objects import Objects
+    from pipeline.record import Instance
 
     Flags = NDArray[np.bool_]
     Floats = NDArray[np.float64]
@@ -99,14 +100,17 @@ class ObjectsGathering:
         height, width = pair.truth.shape
         mine, theirs = _Side.of(truth, height, width), _Side.of(predicted, height, width)
         areas = np.array(
-            [a if i.area is None else i.area for i, a in zip(mine.list, mine.pixels, strict=True)]
+            [
+                a if i.area is None else i.area
+                for i, a in zip(mine.instances, mine.pixels, strict=True)
+            ]
         )
         scores = theirs.objects.scores()
         counts = np.zeros_like(self._truths)
         rows = []
         for place in np.unique(np.concatenate([mine.places, theirs.places])).tolist():
             ours = np.flatnonzero(mine.places == place)
-            crowd = np.array([mine.list[n].iscrowd for n in ours], np.bool_)
+            crowd = np.array([mine.instances[n].iscrowd for n in ours], np.bool_)
             counts[place] = (~(crowd | outside(areas[ours]))).sum(axis=1)
             found = np.flatnonzero(theirs.places == place)
             found = found[np.argsort(-scores[found], kind="stable")][: _MOST[-1]]
@@ -116,7 +120,7 @@ class ObjectsGathering:
                 rows.append(_rows(place, scores[found], outcome.right, outcome.wrong))
         made = np.concatenate([np.empty(0, _ROW), *rows])
         self._truths += counts
-        self._unscored += sum(i.score is None for i in theirs.list)
+        self._unscored += sum(i.score is None for i in theirs.instances)
         self._keep(pair.image_id, made)
         right = int(((made["right"] & _BITS[0]) > 0).sum())
         return {"objects": int(counts[:, 0].sum()), "objects_found": right}
@@ -201,7 +205,8 @@ class _Side:
     codes: list[dict[str, Any]]
 
     @property
-    def list(self) -> tuple[Any, ...]:
+    def instances(self) -> tuple[Instance, ...]:
+        """The objects themselves, in the order of the arrays."""
         return self.objects.instances
 
     @classmethod
