@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +19,7 @@ from pipeline import masks
 from pipeline.errors import BadAnnotation, CorruptMask
 from pipeline.labels import png
 from pipeline.labels.regions import Regions
+from pipeline.labels.segments import owners, owners_in_mask
 from pipeline.record import Instance
 
 if TYPE_CHECKING:
@@ -210,7 +211,7 @@ def same_segments(
     parts = [_piece(info) for info in stuff if "rle" in info]
     drawn = [*(record.instances or ()), *parts]
     numbers = np.array([0, *(i.id for i in drawn)], dtype=np.uint32)
-    owner = _owners(drawn, mask.shape, record.image_id)
+    owner = owners(drawn, mask.shape, record.image_id)
     classes = np.zeros(65536, dtype=np.uint32)
     for info in stuff:
         if "rle" not in info:
@@ -250,14 +251,6 @@ def _whole(value: float) -> int | float:
     return int(value) if float(value).is_integer() else value
 
 
-def _owners(
-    objects: Sequence[Instance], shape: tuple[int, ...], path: str
-) -> NDArray[np.unsignedinteger[Any]]:
-    """Return the map of who is on top: 0 for none, else position in `objects` + 1."""
-    numbered = [replace(o, id=n, extra=None) for n, o in enumerate(objects, 1)]
-    return masks.object_map_from_instances(numbered, shape[0], shape[1], path)
-
-
 @dataclass(slots=True)
 class Drawn:
     """Segments made for a record of another format: ids [H, W], their infos, what was lost."""
@@ -289,7 +282,9 @@ def new_segments(record: Record, space: LabelSpace) -> Drawn:
     whole = [i for i in record.instances or () if i.part_of is None]
     used = {i.category for i in whole}
     objects = [i for i in whole if i.rle and is_thing(space.by_id[i.category], used)]
-    owner = _cut(objects, mask, space, record.image_id)
+    real = np.zeros(65536, dtype=np.bool_)
+    real[list(space.train_ids)] = True
+    owner = owners_in_mask(objects, mask, real, record.image_id)
     # Numbers: 0 void, 1.. objects, then one for each class.
     rest = np.zeros(65536, dtype=np.uint32)
     others = [c for c in space.classes if c.id != space.ignore_index]
@@ -315,30 +310,6 @@ def new_segments(record: Record, space: LabelSpace) -> Drawn:
         elif number:
             drawn.count("things_not_separated", made[place - offset]["iscrowd"])
     return drawn
-
-
-def _cut(
-    objects: Sequence[Instance], mask: LabelMap, space: LabelSpace, path: str
-) -> NDArray[np.unsignedinteger[Any]]:
-    """Return the map of owners, in which no object has pixels of another class."""
-    owner = _owners(objects, mask.shape, path)
-    if not objects:
-        return owner
-    claimed = np.array([space.ignore_index, *(o.category for o in objects)], dtype=mask.dtype)
-    wrong = (claimed[owner] != mask) & (owner > 0)
-    if not wrong.any():
-        return owner
-    real = np.zeros(65536, dtype=np.bool_)
-    real[list(space.train_ids)] = True
-    wrong &= real[mask]
-    owner = owner.astype(np.uint16)
-    for category in np.unique(mask[wrong]).tolist():
-        here = wrong & (mask == category)
-        mine = [n for n, o in enumerate(objects, 1) if o.category == category]
-        numbers = np.array([0, *mine], dtype=np.uint16)
-        below = _owners([objects[n - 1] for n in mine], mask.shape, path)
-        owner[here] = numbers[below[here]]
-    return owner
 
 
 def _new_info(
