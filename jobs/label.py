@@ -282,7 +282,6 @@ def label(
         loaded = factory.load()  # workers in this process use it too; those of Ray load their own
         check_model(loaded, options)
         digest, space = label_digest(loaded.digest, options), loaded.label_space
-        factory = replace(factory, digest=loaded.digest)
         gpus = default_gpus(address) if gpus_per_actor is None else gpus_per_actor
         resources = Resources.parse(actors, gpus=gpus)
         if dry_run:
@@ -291,6 +290,9 @@ def label(
             job = LabelJob(images, digest, dataset, where, choice, shard_images)
             tell_outlook(summary, job, store, factory, resources, price_per_gpu_hour)
             return
+        # Where workers are given GPUs, none may fall back to its CPU in silence.
+        given = replace(options, device="cuda") if resources.gpus else options
+        factory = replace(factory, digest=loaded.digest, options=given)
         target = Store.create(store, [space])
 
         def pick(count: int) -> Runner:

@@ -12,6 +12,7 @@ for that, and a run that is taken up after a crash gets it.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import queue
@@ -19,16 +20,19 @@ import threading
 import time
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, WorkerDied
 from pipeline.numbers import whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
 
+    from pipeline.isolation import Child
     from pipeline.runs.metrics import Meter, Metric
 
+LOG = logging.getLogger("segmill")
 C = TypeVar("C")
 R = TypeVar("R")
 
@@ -53,6 +57,8 @@ class Crew:
     starting: int = 0
     in_flight: int = 0
     """Chunks that workers hold: at work, or waiting for it."""
+    lost: int = 0
+    """Devices that failed under a worker."""
 
 
 class Runner(Protocol):
@@ -117,13 +123,11 @@ class LocalRunner:
         split: Callable[[C], list[C]] | None = None,
     ) -> Generator[Outcome[C, R]]:
         """Yield the outcome of each chunk, in the order in which they end."""
-        threads: _Threads[C, R]
-        if self.in_children:
-            from pipeline.isolation import Child
+        from pipeline.isolation import Child
 
-            threads = _Threads(lambda: Child(make_worker, split), iter(chunks), self.workers)
-        else:
-            threads = _Threads(lambda: _Here(make_worker()), iter(chunks), self.workers)
+        kind: Callable[..., _Tried[C, R]] = Child if self.in_children else _Here
+        make = partial(kind, make_worker, split, self.crew)
+        threads = _Threads(make, iter(chunks), self.workers)
         self.crew.alive = self.crew.in_flight = self.workers
         try:
             yield from threads.outcomes()
@@ -143,17 +147,35 @@ class _Tried(Protocol[C, R]):
     def close(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
 class _Here(Generic[C, R]):
-    """A worker in this process."""
+    """A worker in this process; in a child from when this process loses its device."""
 
-    worker: Callable[[C], R]
+    def __init__(
+        self,
+        make_worker: Callable[[], Callable[[C], R]],
+        split: Callable[[C], list[C]] | None,
+        crew: Crew,
+    ) -> None:
+        self._again = make_worker, split, crew
+        self._worker = make_worker()
+        self._child: Child[C, R] | None = None
 
     def __call__(self, chunk: C) -> Iterator[Outcome[C, R]]:
-        yield outcome_of(self.worker, chunk)
+        if self._child is None:
+            outcome = outcome_of(self._worker, chunk)
+            if not isinstance(outcome.error, WorkerDied):
+                yield outcome
+                return
+            from pipeline.isolation import Child
+
+            LOG.warning("work goes on in a child process: %s", outcome.error)
+            self._again[2].lost += 1
+            self._child = Child(*self._again)
+        yield from self._child(chunk)
 
     def close(self) -> None:
-        pass
+        if self._child is not None:
+            self._child.close()
 
 
 class _Threads(Generic[C, R]):

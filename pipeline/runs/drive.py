@@ -126,7 +126,7 @@ class Drive:
         self._told = self._failures_told()
         self._again: dict[bytes, bool] = {}  # rows that the listing names again -> one was taken
         self._plan = Plan(store, run)
-        self.crashed = run.resumed and self._plan.others()
+        self.crashed = run.resumed and self._plan.crashed()
         self._last_commit, self._patience = time.monotonic(), _FIRST_COMMIT_SECONDS
         self._report.spend("adopt", time.perf_counter() - start)
 

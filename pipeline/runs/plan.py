@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from pipeline.errors import StoreError
 from pipeline.run import RUNS, Run, Shard
-from pipeline.runs.attempts import began, is_dead
+from pipeline.runs.attempts import began, is_dead, may_have_crashed
 from pipeline.samples import joined, of_batch
 
 if TYPE_CHECKING:
@@ -87,9 +87,10 @@ class Plan:
             if is_dead(name.rsplit("/", 2)[-2]):
                 sink.remove(name)
 
-    def others(self) -> bool:
-        """Tell whether plans of other attempts are there: those crashed, or are at work now."""
-        return bool(_plans(self._store.tree(), self._run.name))
+    def crashed(self) -> bool:
+        """Tell whether another attempt left its plan, and is not known to be at work now."""
+        names = _plans(self._store.tree(), self._run.name)
+        return any(may_have_crashed(name.rsplit("/", 2)[-2]) for name in names)
 
     def _part(self, number: int) -> str:
         return f"{RUNS}/{self._run.name}/{self._run.attempt}/{_PREFIX}{number:05d}.arrow"
