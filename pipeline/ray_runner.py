@@ -7,9 +7,15 @@ device is lost is as good as dead. One that loses it at once is not replaced whi
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import signal
+import sys
+import threading
 from collections import deque
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
@@ -86,8 +92,57 @@ class RayRunner:
         return self
 
 
+_EARLY: list[Future[bool]] = []
+"""The start of Ray that runs beside other work, or did."""
+
+
+def start_early(address: str | None = None) -> None:
+    """Begin to start Ray in a thread: it takes seconds, in which a model can be loaded.
+
+    Who starts Ray next gets this session, or the error that kept it from starting.
+    """
+    if _EARLY:
+        return
+    coming: Future[bool] = Future()
+    _EARLY.append(coming)
+
+    def start() -> None:
+        try:
+            coming.set_result(_start(address))
+        except BaseException as error:
+            coming.set_exception(error)
+        # Ray's processes die with the thread that began them (PR_SET_PDEATHSIG).
+        threading.Event().wait()
+
+    threading.Thread(target=start, name="segmill-ray", daemon=True).start()
+    atexit.register(_end_early, coming)
+
+
+def _end_early(coming: Future[bool]) -> None:
+    """Let Ray start before the process ends, which it does not survive else, and end it."""
+    with suppress(BaseException):
+        if coming.result():
+            import ray
+
+            ray.shutdown()
+
+
 def start_ray(address: str | None = None) -> bool:
-    """Connect to Ray, or start it on this machine; return whether this call began the session."""
+    """Connect to Ray, or start it on this machine; return whether this call began the session.
+
+    Raises:
+        UsageError: no cluster answers at the address.
+    """
+    if not _EARLY:
+        return _start(address)
+    began = _EARLY.pop().result()
+    if began and threading.current_thread() is threading.main_thread():
+        # As Ray does in the main thread: so its processes end with a driver that is told to stop.
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+    return began
+
+
+def _start(address: str | None) -> bool:
     import ray
 
     if ray.is_initialized():
@@ -104,6 +159,9 @@ def start_ray(address: str | None = None) -> bool:
     # A session of our own listens on the loopback only. Left alone, Ray 2.60 turns token
     # authentication on and leaves a token file that later sessions then require.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    # Actors have an environment of their own, so that workers started in advance serve nobody.
+    os.environ.setdefault("RAY_enable_worker_prestart", "0")
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     # "local": without it Ray joins whatever cluster runs on this machine, and refuses num_cpus.
     ray.init(address="local", num_cpus=cores(), include_dashboard=False, **options)
     return True
