@@ -18,6 +18,7 @@ from jobs.console import (
     JsonOption,
     MaxErrorsOption,
     MetricsOption,
+    check_metrics,
     command,
     note,
     watching,
@@ -250,7 +251,7 @@ def label(
     """Label images in bulk: listed, minus what is done, on segmenters, exactly once."""
     with command("label", as_json=as_json, debug=debug, max_errors=max_errors) as summary:
         began = time.perf_counter()
-        from pipeline.labelling import LabelJob, label_digest, void_share
+        from pipeline.labelling import LabelJob, check_source, label_digest, void_share
         from pipeline.labelling import label as label_images
         from pipeline.models.ensemble import uri_of
         from pipeline.models.uri import absolute
@@ -276,6 +277,8 @@ def label(
             refine=refine,
             min_confidence=min_confidence,
         )
+        check_source(images, dataset=dataset, where=where)
+        check_metrics(metrics)
         uri = uri_of([absolute(m) for m in model])
         weights = absolute(weights) if weights else None
         factory = SegmenterFactory(uri, weights, label_space, options)
@@ -305,7 +308,7 @@ def label(
             )
 
         with Progress("label") as progress:
-            watch = watching(progress, metrics, summary)
+            watch = watching(progress, metrics, summary, max_errors)
             report = label_images(
                 images,
                 target,

@@ -283,7 +283,7 @@ def check_runner(mode: str) -> None:
 def wants_ray(
     mode: str, resources: Resources, address: str | None, *, seconds: float = 0.0
 ) -> bool:
-    """Tell whether about `seconds` of work on each core go to Ray: `auto` takes it where it pays."""
+    """Tell whether about `seconds` of work on each core go to Ray; `auto`: where it pays."""
     if mode == "auto":
         cluster = address or os.environ.get("RAY_ADDRESS")
         return bool(cluster) or resources.gpus > 0 or seconds > _WORTH_RAY_SECONDS

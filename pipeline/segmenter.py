@@ -108,8 +108,8 @@ def pick_device(name: str) -> torch.device:
     """
     if name.startswith("cuda") and not torch.cuda.is_available():
         seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-        build = torch.version.cuda
-        why = f"CUDA_VISIBLE_DEVICES is {seen!r}; is the driver up?" if build else "a build for CPUs"
+        why = f"CUDA_VISIBLE_DEVICES is {seen!r}; is the driver up?"
+        why = why if torch.version.cuda else "a build for CPUs"
         raise WorkerDied(
             f"a worker was given a GPU, and torch {torch.__version__} sees none on "
             f"{socket.gethostname()} ({why}); mend that, or label on CPUs: --gpus-per-actor 0"

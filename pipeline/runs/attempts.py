@@ -10,7 +10,7 @@ from hashlib import blake2b
 from typing import Final
 
 _CLOCK_SECONDS: Final = 2.0
-"""By so much the clock that starts of processes are told by may differ from that of the attempts."""
+"""By so much the clock of processes' starts may differ from that of attempts."""
 
 
 def new_attempt() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from pipeline.errors import StoreError
 from pipeline.run import Run, Shard
 from pipeline.runner import LocalRunner
+from pipeline.runs.attempts import is_dead, may_have_crashed, new_attempt
 from pipeline.runs.plan import Plan
 from pipeline.samples import to_batch
 from pipeline.store import Store
@@ -187,3 +189,19 @@ def test_what_was_labelled_before_the_labeller_broke_is_not_labelled_again(store
     log = tmp_path / "log"
     run_job(store, map(sample, NAMES), Labelling(fatal=breaks, log=str(log)), shard_rows=10)
     assert sorted(log.read_text().split()) == [n for n in NAMES if n != "i05"]
+
+
+def test_only_an_attempt_that_is_known_to_live_has_not_crashed():
+    began, machine, mine = new_attempt().split("-")
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    later = f"{time.time_ns() + int(60e9):x}"
+    try:
+        assert not may_have_crashed(f"{later}-{machine}-{child.pid}")
+        assert may_have_crashed(f"{1:x}-{machine}-{child.pid}"), "a number that was used before"
+    finally:
+        child.communicate(b"\n")
+    assert may_have_crashed(f"{later}-{machine}-{child.pid}")
+    assert is_dead(f"{later}-{machine}-{child.pid}")
+    elsewhere = f"{later}-00000000-{mine}"
+    assert may_have_crashed(elsewhere)
+    assert not is_dead(elsewhere)

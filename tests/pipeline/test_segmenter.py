@@ -18,7 +18,7 @@ from pipeline.models import load_model
 from pipeline.models.loaded import LoadedModel
 from pipeline.predict.options import LabelOptions
 from pipeline.run import Run, Shard, ShardWriter
-from pipeline.segmenter import Segmenter, SegmenterFactory, keep_freed_memory
+from pipeline.segmenter import Segmenter, SegmenterFactory, keep_freed_memory, pick_device
 from pipeline.spent import BESIDE, OWN
 from pipeline.store import Store
 from pipeline.streetscenes import scene
@@ -290,3 +290,10 @@ def test_a_model_that_changed_since_the_plan_is_refused():
     assert SegmenterFactory(URI, digest=digest)()
     with pytest.raises(ModelError, match="changed since the run began"):
         SegmenterFactory(URI, digest="0" * 64)()
+
+
+def test_a_gpu_that_was_given_and_is_not_there_is_no_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(WorkerDied, match="sees none on .*--gpus-per-actor 0"):
+        SegmenterFactory(URI, options=LabelOptions(device="cuda"))()
+    assert pick_device("auto").type == "cpu"
