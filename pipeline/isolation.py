@@ -86,7 +86,7 @@ class Losses:
         if self.in_a_row > _LOSSES_TOLERATED:
             raise WorkerDied(
                 f"{self.in_a_row} workers in a row lost their device, and nothing was done in "
-                f"between; the last: {error}"
+                f"between; the last: {error}; look after it, then run the same command again"
             ) from error
 
     def end(self) -> None:

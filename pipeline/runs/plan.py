@@ -61,7 +61,7 @@ class Plan:
         """Read the plan back, a shard at a time.
 
         Raises:
-            StoreError: someone took the plan away.
+            StoreError: someone took the plan away, or damaged it.
         """
         tree = self._store.tree()
         for number in range(self._parts):
@@ -72,7 +72,13 @@ class Plan:
                     f"{self._store.url}: the plan of run {self._run.name} was taken away "
                     f"(`store vacuum`?); run this again to do what is left"
                 ) from None
-            table = pa.ipc.open_stream(pa.BufferReader(data)).read_all().combine_chunks()
+            try:
+                table = pa.ipc.open_stream(pa.BufferReader(data)).read_all().combine_chunks()
+            except (pa.ArrowInvalid, OSError) as error:
+                raise StoreError(
+                    f"{self._store.url}: {self._part(number)} is damaged "
+                    f"({' '.join(str(error).split())}); run this again to do what is left"
+                ) from None
             ends = np.cumsum(np.bincount(table[_SHARD].to_numpy()))
             for start, end in zip([0, *ends[:-1]], ends, strict=True):
                 yield Shard.of(of_batch(table.slice(start, end - start)))

@@ -110,7 +110,7 @@ class RunReport:
     devices_lost: int = 0
     """How often a worker was ended since its device had failed."""
     by_worker: dict[str, dict[str, float]] = field(default_factory=dict)
-    """What each worker told: its `seconds`, and of those `forward` and `wait`; none is forgotten."""
+    """What each worker told: its `seconds`, and of those `forward` and `wait`."""
     crew: Crew = field(default_factory=Crew)
     facts: dict[str, Any] = field(default_factory=dict)
     """What made the rows: model, model_digest, segmill, gpus_per_worker."""

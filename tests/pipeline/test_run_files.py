@@ -13,6 +13,8 @@ from pipeline.errors import StoreError
 from pipeline.run import Run, Shard
 from pipeline.runner import LocalRunner
 from pipeline.runs.attempts import is_dead, may_have_crashed, new_attempt
+from pipeline.runs.history import run_summary
+from pipeline.runs.outlook import past_rate
 from pipeline.runs.plan import Plan
 from pipeline.samples import to_batch
 from pipeline.store import Store
@@ -192,7 +194,7 @@ def test_what_was_labelled_before_the_labeller_broke_is_not_labelled_again(store
 
 
 def test_only_an_attempt_that_is_known_to_live_has_not_crashed():
-    began, machine, mine = new_attempt().split("-")
+    _, machine, mine = new_attempt().split("-")
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     later = f"{time.time_ns() + int(60e9):x}"
     try:
@@ -205,3 +207,24 @@ def test_only_an_attempt_that_is_known_to_live_has_not_crashed():
     elsewhere = f"{later}-00000000-{mine}"
     assert may_have_crashed(elsewhere)
     assert not is_dead(elsewhere)
+
+
+def test_a_damaged_plan_and_a_damaged_summary_are_told(store):
+    run = Run.begin(store, "toy", kind="truth", identity=["x"])
+    plan = Plan(store, run)
+    plan.add(to_batch([sample(n) for n in NAMES]))
+    plan.flush()
+    (part,) = plans_of(store)
+    data = store.tree().read(part)
+    for bad in (data[: len(data) // 2], b"garbage"):
+        store.sink().write(part, bad)
+        with pytest.raises(StoreError, match="is damaged"):
+            list(plan.shards())
+    plan.remove()
+    report, store = run_job(store, [sample(n) for n in NAMES])
+    store.sink().write(f"_segmill/runs/{report.run}/finished.json", b'{"stages')
+    assert past_rate(store.tree(), "toy", "d", 0.0) is None
+    with pytest.raises(StoreError, match=r"finished\.json is damaged; the rows are whole"):
+        run_summary(store, report.run)
+    again, _ = run_job(store, [sample(n) for n in NAMES])
+    assert (again.done, again.skipped) == (0, 10)
