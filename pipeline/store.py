@@ -25,7 +25,14 @@ from pipeline.label_space import LabelSpace
 from pipeline.record import COLUMNS, SCHEMA, SCHEMA_VERSION, from_batch
 from pipeline.runs.failures import append_failures, read_failures, to_table
 from pipeline.tables.fragment import Fragment
-from pipeline.tables.location import appears, holds_other_files, is_table, locate, writing
+from pipeline.tables.location import (
+    appears,
+    holds_other_files,
+    is_table,
+    locate,
+    unreadable,
+    writing,
+)  # fmt: skip
 from pipeline.tables.scan import expressions, open_dataset, scan_by_fragment, scan_sql, scan_table
 from pipeline.tables.tags import is_number, read_tags, write_tag
 
@@ -144,9 +151,7 @@ class Store:
                 f"{self.url}: no label store here; `segmill ingest` or `segmill label` makes one"
             ) from None
         except (DeltaError, OSError) as error:
-            raise StoreError(
-                f"{self.url}: {error}; `segmill store history` lists versions"
-            ) from None
+            raise unreadable(self.url, self._asked, error) from None
 
     def _check(self) -> None:
         configuration = self._configuration

@@ -228,3 +228,17 @@ def test_a_damaged_plan_and_a_damaged_summary_are_told(store):
         run_summary(store, report.run)
     again, _ = run_job(store, [sample(n) for n in NAMES])
     assert (again.done, again.skipped) == (0, 10)
+
+
+def test_a_damaged_log_and_a_place_that_takes_nothing_are_told_in_a_line(store, tmp_path):
+    _, store = run_job(store, [sample(n) for n in NAMES])
+    last = max(tmp_path.glob("labels/_delta_log/*.json"))
+    for bad in ("garbage", last.read_text()[:60]):
+        last.write_text(bad)
+        with pytest.raises(StoreError, match="newest version cannot be read") as told:
+            Store.open(store.url)
+        assert "\n" not in str(told.value)
+        assert "put it back" in str(told.value)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot be written"):
+        Store.create(tmp_path / "file" / "below", [SPACE])
