@@ -32,7 +32,7 @@ from pipeline.tables.location import (
     locate,
     unreadable,
     writing,
-)  # fmt: skip
+)
 from pipeline.tables.scan import expressions, open_dataset, scan_by_fragment, scan_sql, scan_table
 from pipeline.tables.tags import is_number, read_tags, write_tag
 
@@ -119,10 +119,8 @@ class Store:
             store = cls.open(location, options=options)
             return store.with_spaces(described)
         if holds_other_files(location) and not appears(location, options):
-            raise NotAStore(
-                f"{location}: the directory is not empty and holds no label store; "
-                f"name another path or empty it"
-            )
+            cause = "the directory is not empty and holds no label store"
+            raise NotAStore(f"{location}: {cause}; name another path or empty it")
         properties = {_SPACE_KEY + s.name: s.to_json() for s in described}
         with writing(location):
             DeltaTable.create(
@@ -147,9 +145,8 @@ class Store:
         try:
             return DeltaTable(self.url, version=self._asked, storage_options=self._options or None)
         except TableNotFoundError:
-            raise NotAStore(
-                f"{self.url}: no label store here; `segmill ingest` or `segmill label` makes one"
-            ) from None
+            mend = "`segmill ingest` or `segmill label` makes one"
+            raise NotAStore(f"{self.url}: no label store here; {mend}") from None
         except (DeltaError, OSError) as error:
             raise unreadable(self.url, self._asked, error) from None
 
@@ -159,10 +156,8 @@ class Store:
             raise NotAStore(f"{self.url}: a Delta table, but not a label store of segmill")
         found = int(configuration[_VERSION_KEY])
         if found > SCHEMA_VERSION:
-            raise StoreTooNew(
-                f"{self.url}: written in schema version {found}, this segmill reads up to "
-                f"{SCHEMA_VERSION}; upgrade segmill"
-            )
+            reads = f"this segmill reads up to {SCHEMA_VERSION}; upgrade segmill"
+            raise StoreTooNew(f"{self.url}: written in schema version {found}, {reads}")
 
     @cached_property
     def _configuration(self) -> dict[str, str]:
