@@ -236,19 +236,27 @@ def _print(summary: Summary, seconds: float) -> None:
         print(f"  {name}: {path}")
 
 
+def check_metrics(metrics: str | None) -> None:
+    """Raise UsageError unless the directory of the file of `--metrics` can be written to."""
+    folder = os.path.dirname(os.path.abspath(metrics or "."))
+    if not os.access(folder, os.W_OK) and metrics is not None:
+        raise UsageError(f"--metrics {metrics}: {folder} is no directory that can be written to")
+
+
 def watching(
-    progress: Progress, metrics: str | None, summary: Summary
+    progress: Progress, metrics: str | None, summary: Summary, max_errors: str = "0"
 ) -> Callable[[RunReport], None]:
     """Return what a run tells its report to: the progress, and the file of `--metrics`.
+
+    It ends the run by TooManyErrors once more inputs failed than `max_errors` allows of all, but
+    where it allows none: then one bad image would end a night's work.
 
     Raises:
         UsageError: the file's directory is not there, or not to be written to.
     """
     from pipeline.runs.metrics import MetricsFile
 
-    folder = os.path.dirname(os.path.abspath(metrics or "."))
-    if not os.access(folder, os.W_OK) and metrics is not None:
-        raise UsageError(f"--metrics {metrics}: {folder} is no directory that can be written to")
+    check_metrics(metrics)
     file = None if metrics is None else MetricsFile(metrics, summary.verb)
 
     def watch(report: RunReport) -> None:
@@ -256,6 +264,12 @@ def watching(
         progress.watch(report)
         if file is not None:
             file(report)
+        allowed = tolerated(max_errors, report.inputs)
+        if allowed and report.failed > allowed and report.done + report.failed < report.todo:
+            raise TooManyErrors(
+                f"{report.failed} inputs failed, --max-errors allows {allowed}: stopped; what was "
+                "done is in the store, and the same command with more of them goes on"
+            )
 
     return watch
 

@@ -18,6 +18,7 @@ from jobs.console import (
     JsonOption,
     MaxErrorsOption,
     MetricsOption,
+    check_metrics,
     command,
     note,
     watching,
@@ -250,12 +251,12 @@ def label(
     """Label images in bulk: listed, minus what is done, on segmenters, exactly once."""
     with command("label", as_json=as_json, debug=debug, max_errors=max_errors) as summary:
         began = time.perf_counter()
-        from pipeline.labelling import LabelJob, label_digest, void_share
+        from pipeline.labelling import LabelJob, check_source, label_digest, void_share
         from pipeline.labelling import label as label_images
         from pipeline.models.ensemble import uri_of
         from pipeline.models.uri import absolute
         from pipeline.predict.options import LabelOptions, check_model
-        from pipeline.runner import Resources, check_runner, choose
+        from pipeline.runner import Resources, check_runner, choose, wants_ray
         from pipeline.runs.choice import Choice
         from pipeline.segmenter import SegmenterFactory
         from pipeline.store import Store
@@ -276,21 +277,29 @@ def label(
             refine=refine,
             min_confidence=min_confidence,
         )
+        check_source(images, dataset=dataset, where=where)
+        check_metrics(metrics)
         uri = uri_of([absolute(m) for m in model])
         weights = absolute(weights) if weights else None
         factory = SegmenterFactory(uri, weights, label_space, options)
+        gpus = default_gpus(address) if gpus_per_actor is None else gpus_per_actor
+        resources = Resources.parse(actors, gpus=gpus)
+        if wants_ray(runner, resources, address) and not dry_run:
+            from pipeline.ray_runner import start_early
+
+            start_early(address)
         loaded = factory.load()  # workers in this process use it too; those of Ray load their own
         check_model(loaded, options)
         digest, space = label_digest(loaded.digest, options), loaded.label_space
-        factory = replace(factory, digest=loaded.digest)
-        gpus = default_gpus(address) if gpus_per_actor is None else gpus_per_actor
-        resources = Resources.parse(actors, gpus=gpus)
         if dry_run:
             from jobs.label_outlook import tell_outlook
 
             job = LabelJob(images, digest, dataset, where, choice, shard_images)
             tell_outlook(summary, job, store, factory, resources, price_per_gpu_hour)
             return
+        # Where workers are given GPUs, none may fall back to its CPU in silence.
+        given = replace(options, device="cuda") if resources.gpus else options
+        factory = replace(factory, digest=loaded.digest, options=given)
         target = Store.create(store, [space])
 
         def pick(count: int) -> Runner:
@@ -299,7 +308,7 @@ def label(
             )
 
         with Progress("label") as progress:
-            watch = watching(progress, metrics, summary)
+            watch = watching(progress, metrics, summary, max_errors)
             report = label_images(
                 images,
                 target,

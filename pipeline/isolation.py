@@ -2,13 +2,18 @@
 
 A chunk whose worker died is tried once more, as machines die, too; then it is halved until the
 poisonous input stands alone. Ray's actors and this machine's child processes judge alike.
+
+A worker whose device fails (`WorkerDied`) can do nothing more and is ended. That is a death like
+any other, as an input may be the cause; but where no worker does anything any more, no input is.
 """
 
 from __future__ import annotations
 
+import logging
 import pickle
 import signal
 from collections import deque
+from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
@@ -20,10 +25,15 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from multiprocessing.process import BaseProcess
 
+    from pipeline.runner import Crew
+
+LOG = logging.getLogger("segmill")
 C = TypeVar("C")
 R = TypeVar("R")
 
 _DEATHS_TOLERATED: Final = 1
+_LOSSES_TOLERATED: Final = 3
+"""Of devices, in a row. A chunk that is halved needs three before its innocent half is done."""
 
 
 def after_death(chunk: C, deaths: int, split: Callable[[C], list[C]] | None) -> list[tuple[C, int]]:
@@ -52,6 +62,38 @@ def poison() -> PoisonInput:
     return PoisonInput("the input", cause, "look at the file with another tool, or remove it")
 
 
+def device_lost() -> PoisonInput:
+    """Return the error of an input at which the device failed twice, and at no other."""
+    cause = "the device failed at it, twice"
+    return PoisonInput("the input", cause, "label it on a CPU (--gpus-per-actor 0), or remove it")
+
+
+@dataclass(slots=True)
+class Losses:
+    """The devices that workers lost: told to the crew, and counted in a row."""
+
+    crew: Crew
+    in_a_row: int = 0
+
+    def add(self, error: WorkerDied) -> None:
+        """Count a lost device.
+
+        Raises:
+            WorkerDied: one is lost after the other, and no chunk is done in between.
+        """
+        self.crew.lost += 1
+        self.in_a_row += 1
+        if self.in_a_row > _LOSSES_TOLERATED:
+            raise WorkerDied(
+                f"{self.in_a_row} workers in a row lost their device, and nothing was done in "
+                f"between; the last: {error}; look after it, then run the same command again"
+            ) from error
+
+    def end(self) -> None:
+        """Note that a chunk was done."""
+        self.in_a_row = 0
+
+
 class Child(Generic[C, R]):
     """A worker in a process of its own, started again whenever a chunk kills it.
 
@@ -63,8 +105,10 @@ class Child(Generic[C, R]):
         self,
         make_worker: Callable[[], Callable[[C], R]],
         split: Callable[[C], list[C]] | None,
+        crew: Crew,
     ) -> None:
         self._make_worker, self._split = make_worker, split
+        self._losses = Losses(crew)
         self._process: BaseProcess | None = None
         self._link: Connection[Any, Any] | None = None
 
@@ -72,24 +116,36 @@ class Child(Generic[C, R]):
         """Yield the outcome of a chunk, or those of its parts when it kills its worker.
 
         Raises:
-            WorkerDied: the worker dies before it gets any work.
+            WorkerDied: the worker dies before it gets any work, or loses one device after another.
             Exception: the worker cannot be made.
         """
         waiting = deque([(chunk, 0)])
         while waiting:
             part, deaths = waiting.popleft()
-            link = self._started()
-            try:
-                link.send(part)
-                done: Outcome[C, R] = link.recv()
-            except (EOFError, ConnectionError):
-                self.close()
-                again = after_death(part, deaths + 1, self._split)
-                waiting.extendleft(reversed(again))
-                if not again:
-                    yield Outcome(part, error=poison())
-            else:
+            done = self._done(part)
+            lost = done.error if done is not None and isinstance(done.error, WorkerDied) else None
+            if done is not None and lost is None:
+                self._losses.end()
                 yield Outcome(part, done.result, done.error)
+                continue
+            self.close()
+            if lost is not None:
+                self._losses.add(lost)
+                LOG.warning("a worker process is started anew: %s", lost)
+            again = after_death(part, deaths + 1, self._split)
+            waiting.extend(again)  # a half that is innocent shows that devices are well
+            if not again:
+                yield Outcome(part, error=poison() if lost is None else device_lost())
+
+    def _done(self, chunk: C) -> Outcome[C, R] | None:
+        """Return what the process says of a chunk; None when it died over it."""
+        link = self._started()
+        try:
+            link.send(chunk)
+            done: Outcome[C, R] = link.recv()
+        except (EOFError, ConnectionError):
+            return None
+        return done
 
     def _started(self) -> Connection[Any, Any]:
         if self._link is not None:

@@ -94,6 +94,15 @@ def list_sample_batches(
         yield with_digest(batch, digest)
 
 
+def check_source(source: str, *, dataset: str = "", where: str | None = None) -> None:
+    """Look at the first image of a source, so that a wrong name is told before models are loaded.
+
+    Raises:
+        UsageError, MissingFile, ...: what listing it would raise.
+    """
+    next(list_sample_batches(source, "", dataset=dataset, where=where), None)
+
+
 def _is_store(source: str) -> bool:
     """Tell whether a source is a label store; Delta is asked only of what could be one."""
     path = local_path(source)

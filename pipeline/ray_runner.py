@@ -1,19 +1,26 @@
 """The map over chunks on Ray: actors that keep their worker warm and die without harm.
 
 Of a dead actor's chunks the one that it worked on is the suspect (`pipeline.isolation` judges it);
-those that it had ended count, those that it had not begun go to others.
+those that it had ended count, those that it had not begun go to others. An actor that says its
+device is lost is as good as dead. One that loses it at once is not replaced while others work.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import signal
+import sys
+import threading
 from collections import deque
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from pipeline.errors import UsageError, WorkerDied
-from pipeline.isolation import after_death, poison
+from pipeline.isolation import Losses, after_death, device_lost, poison
 from pipeline.runner import Crew, Outcome, Resources, cores, outcome_of
 from pipeline.runs.metrics import COMMON_TAGS
 from pipeline.trees.ahead import actor_env
@@ -85,8 +92,57 @@ class RayRunner:
         return self
 
 
+_EARLY: list[Future[bool]] = []
+"""The start of Ray that runs beside other work, or did."""
+
+
+def start_early(address: str | None = None) -> None:
+    """Begin to start Ray in a thread: it takes seconds, in which a model can be loaded.
+
+    Who starts Ray next gets this session, or the error that kept it from starting.
+    """
+    if _EARLY:
+        return
+    coming: Future[bool] = Future()
+    _EARLY.append(coming)
+
+    def start() -> None:
+        try:
+            coming.set_result(_start(address))
+        except BaseException as error:
+            coming.set_exception(error)
+        # Ray's processes die with the thread that began them (PR_SET_PDEATHSIG).
+        threading.Event().wait()
+
+    threading.Thread(target=start, name="segmill-ray", daemon=True).start()
+    atexit.register(_end_early, coming)
+
+
+def _end_early(coming: Future[bool]) -> None:
+    """Let Ray start before the process ends, which it does not survive else, and end it."""
+    with suppress(BaseException):
+        if coming.result():
+            import ray
+
+            ray.shutdown()
+
+
 def start_ray(address: str | None = None) -> bool:
-    """Connect to Ray, or start it on this machine; return whether this call began the session."""
+    """Connect to Ray, or start it on this machine; return whether this call began the session.
+
+    Raises:
+        UsageError: no cluster answers at the address.
+    """
+    if not _EARLY:
+        return _start(address)
+    began = _EARLY.pop().result()
+    if began and threading.current_thread() is threading.main_thread():
+        # As Ray does in the main thread: so its processes end with a driver that is told to stop.
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+    return began
+
+
+def _start(address: str | None) -> bool:
     import ray
 
     if ray.is_initialized():
@@ -103,6 +159,9 @@ def start_ray(address: str | None = None) -> bool:
     # A session of our own listens on the loopback only. Left alone, Ray 2.60 turns token
     # authentication on and leaves a token file that later sessions then require.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    # Actors have an environment of their own, so that workers started in advance serve nobody.
+    os.environ.setdefault("RAY_enable_worker_prestart", "0")
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     # "local": without it Ray joins whatever cluster runs on this machine, and refuses num_cpus.
     ray.init(address="local", num_cpus=cores(), include_dashboard=False, **options)
     return True
@@ -170,6 +229,9 @@ class _Pool(Generic[C, R]):
         self._deaths: dict[int, int] = {}  # id of a chunk -> workers that died over it
         self._again: deque[C] = deque()
         self._start_deaths = 0
+        self._losses = Losses(self._crew)
+        self._proven: set[Any] = set()  # actors that did a chunk
+        self._given_up = 0  # places whose actors fail as soon as they are there
 
     def run(self, chunks: Iterable[C]) -> Iterator[Outcome[C, R]]:
         feed = iter(chunks)
@@ -199,7 +261,10 @@ class _Pool(Generic[C, R]):
         self._starting[actor.ready.remote()] = actor
 
     def _most(self) -> int:
-        """Return how many actors there may be: what was asked for, or what the cluster holds."""
+        """Return how many actors there may be: what was asked for, or fits, less the bad places."""
+        return max(1, self._places() - self._given_up)
+
+    def _places(self) -> int:
         wanted = self._resources
         if wanted.max_actors is not None:
             return wanted.max_actors
@@ -254,18 +319,38 @@ class _Pool(Generic[C, R]):
         try:
             self._ray.get(ref)
         except self._ray.exceptions.RayTaskError as error:
-            raise error.cause if isinstance(error.cause, Exception) else error from None
+            if not isinstance(error.cause, WorkerDied):
+                raise error.cause if isinstance(error.cause, Exception) else error from None
+            self._ray.kill(actor)
+            self._fail_to_start(error.cause)
         except self._ray.exceptions.RayError as error:
-            self._start_deaths += 1
-            if self._start_deaths > _START_DEATHS_TOLERATED:
-                text = " ".join(str(error).split())
-                raise WorkerDied(
-                    f"{self._start_deaths} actors died while they started, the last: {text}"
-                ) from error
-            self._start_actor()
+            self._fail_to_start(error)
         else:
             self._queues[actor] = deque()
             self._start_deaths = 0
+
+    def _fail_to_start(self, error: Exception) -> None:
+        """Start another actor in the place of one that did not come to work.
+
+        Raises:
+            WorkerDied: they fail again and again, and nobody is at work.
+        """
+        self._start_deaths += 1
+        text = " ".join(str(error).split())
+        if self._start_deaths <= _START_DEATHS_TOLERATED:
+            LOG.warning("an actor died while it started (%s); another is started", text)
+            self._start_actor()
+        elif self._queues:
+            self._start_deaths = 0
+            self._give_up(text)
+        else:
+            raise WorkerDied(
+                f"{self._start_deaths} actors died while they started, the last: {text}"
+            ) from error
+
+    def _give_up(self, why: str) -> None:
+        self._given_up += 1
+        LOG.warning("actors fail as soon as they start (%s); from now on one fewer", why)
 
     def _end(self, ref: Any) -> Iterator[Outcome[C, R]]:
         chunk, actor = self._chunks[ref]
@@ -274,8 +359,12 @@ class _Pool(Generic[C, R]):
         except self._ray.exceptions.RayError:
             yield from self._bury(actor)
             return
+        except WorkerDied as error:
+            yield from self._bury(actor, error)
+            return
         del self._chunks[ref]
         self._queues[actor].remove(ref)
+        self._proven.add(actor)
         yield outcome
 
     def _answer(self, chunk: C, ref: Any, patience: float | None) -> Outcome[C, R]:
@@ -283,41 +372,57 @@ class _Pool(Generic[C, R]):
 
         Raises:
             RayError: it died before it said anything.
+            WorkerDied: it lives, and its device does not.
         """
         try:
             outcome = self._ray.get(ref, timeout=patience)
         except self._ray.exceptions.RayTaskError as error:  # alive, but its answer can't be sent
             cause = error.cause if isinstance(error.cause, Exception) else error
             outcome = Outcome(chunk, error=cause)
+        if isinstance(outcome.error, WorkerDied):
+            raise outcome.error
         self._deaths.pop(id(chunk), None)
+        self._losses.end()
         # The chunk came back as a copy; callers may compare it by identity.
         return Outcome(chunk, outcome.result, outcome.error)
 
-    def _bury(self, actor: Any) -> Iterator[Outcome[C, R]]:
-        """Take a dead actor's last answers; of what it left, the oldest chunk is the suspect."""
+    def _bury(self, actor: Any, lost: WorkerDied | None = None) -> Iterator[Outcome[C, R]]:
+        """Take a dead actor's last answers; of what it left, the oldest chunk is the suspect.
+
+        Raises:
+            WorkerDied: one actor after the other loses its device, as this one did.
+        """
         self._ray.kill(actor)  # it may live on, unreachable
-        lost: list[C] = []
+        left: list[C] = []
         for ref in self._queues.pop(actor):
             chunk, _ = self._chunks.pop(ref)
             try:
                 outcome = self._answer(chunk, ref, _LAST_WORDS_SECONDS)
-            except self._ray.exceptions.RayError:
-                lost.append(chunk)
+            except (self._ray.exceptions.RayError, WorkerDied):
+                left.append(chunk)
             else:
                 yield outcome
-        if lost:
-            suspect, innocent = lost[0], lost[1:]
+        new = actor not in self._proven
+        self._proven.discard(actor)
+        if left:
+            suspect, innocent = left[0], left[1:]
             self._again.extendleft(reversed(innocent))
-            yield from self._judge(suspect)
-        if len(self._queues) + len(self._starting) < self._resources.min_actors:
+            if lost is not None:
+                self._losses.add(lost)
+                if new and id(suspect) not in self._deaths and self._queues:
+                    self._give_up(str(lost))
+            yield from self._judge(suspect, lost)
+        if len(self._queues) + len(self._starting) < min(self._resources.min_actors, self._most()):
             self._start_actor()
 
-    def _judge(self, suspect: C) -> Iterator[Outcome[C, R]]:
+    def _judge(self, suspect: C, lost: WorkerDied | None) -> Iterator[Outcome[C, R]]:
         deaths = self._deaths.pop(id(suspect), 0) + 1
-        LOG.warning("an actor died at its work; what it left is done again (death %d)", deaths)
+        LOG.warning(
+            "an actor %s; what it left is done again (death %d)", lost or "died at its work", deaths
+        )
         again = after_death(suspect, deaths, self._split)
         for part, charged in again:
             self._deaths[id(part)] = charged
             self._again.append(part)
         if not again:
-            yield Outcome(suspect, error=poison())
+            yield Outcome(suspect, error=poison() if lost is None else device_lost())

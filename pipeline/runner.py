@@ -12,6 +12,7 @@ for that, and a run that is taken up after a crash gets it.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import queue
@@ -19,16 +20,19 @@ import threading
 import time
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, WorkerDied
 from pipeline.numbers import whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
 
+    from pipeline.isolation import Child
     from pipeline.runs.metrics import Meter, Metric
 
+LOG = logging.getLogger("segmill")
 C = TypeVar("C")
 R = TypeVar("R")
 
@@ -53,6 +57,8 @@ class Crew:
     starting: int = 0
     in_flight: int = 0
     """Chunks that workers hold: at work, or waiting for it."""
+    lost: int = 0
+    """Devices that failed under a worker."""
 
 
 class Runner(Protocol):
@@ -117,13 +123,11 @@ class LocalRunner:
         split: Callable[[C], list[C]] | None = None,
     ) -> Generator[Outcome[C, R]]:
         """Yield the outcome of each chunk, in the order in which they end."""
-        threads: _Threads[C, R]
-        if self.in_children:
-            from pipeline.isolation import Child
+        from pipeline.isolation import Child
 
-            threads = _Threads(lambda: Child(make_worker, split), iter(chunks), self.workers)
-        else:
-            threads = _Threads(lambda: _Here(make_worker()), iter(chunks), self.workers)
+        kind: Callable[..., _Tried[C, R]] = Child if self.in_children else _Here
+        make = partial(kind, make_worker, split, self.crew)
+        threads = _Threads(make, iter(chunks), self.workers)
         self.crew.alive = self.crew.in_flight = self.workers
         try:
             yield from threads.outcomes()
@@ -143,17 +147,35 @@ class _Tried(Protocol[C, R]):
     def close(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
 class _Here(Generic[C, R]):
-    """A worker in this process."""
+    """A worker in this process; in a child from when this process loses its device."""
 
-    worker: Callable[[C], R]
+    def __init__(
+        self,
+        make_worker: Callable[[], Callable[[C], R]],
+        split: Callable[[C], list[C]] | None,
+        crew: Crew,
+    ) -> None:
+        self._again = make_worker, split, crew
+        self._worker = make_worker()
+        self._child: Child[C, R] | None = None
 
     def __call__(self, chunk: C) -> Iterator[Outcome[C, R]]:
-        yield outcome_of(self.worker, chunk)
+        if self._child is None:
+            outcome = outcome_of(self._worker, chunk)
+            if not isinstance(outcome.error, WorkerDied):
+                yield outcome
+                return
+            from pipeline.isolation import Child
+
+            LOG.warning("work goes on in a child process: %s", outcome.error)
+            self._again[2].lost += 1
+            self._child = Child(*self._again)
+        yield from self._child(chunk)
 
     def close(self) -> None:
-        pass
+        if self._child is not None:
+            self._child.close()
 
 
 class _Threads(Generic[C, R]):
@@ -258,6 +280,16 @@ def check_runner(mode: str) -> None:
         raise UsageError(f"--runner takes auto, local or ray, not {mode!r}")
 
 
+def wants_ray(
+    mode: str, resources: Resources, address: str | None, *, seconds: float = 0.0
+) -> bool:
+    """Tell whether about `seconds` of work on each core go to Ray; `auto`: where it pays."""
+    if mode == "auto":
+        cluster = address or os.environ.get("RAY_ADDRESS")
+        return bool(cluster) or resources.gpus > 0 or seconds > _WORTH_RAY_SECONDS
+    return mode == "ray"
+
+
 def choose(
     mode: str,
     *,
@@ -277,9 +309,7 @@ def choose(
     """
     check_runner(mode)
     count, resources = workers or cores(), resources or Resources()
-    cluster = address or os.environ.get("RAY_ADDRESS")
-    wants_ray = bool(cluster) or resources.gpus > 0 or seconds / count > _WORTH_RAY_SECONDS
-    if mode == "local" or (mode == "auto" and not wants_ray):
+    if not wants_ray(mode, resources, address, seconds=seconds / count):
         # One worker keeps a GPU busy; a second would only share its memory.
         return LocalRunner(1 if resources.gpus else count)
     if resources.max_actors is None and workers:

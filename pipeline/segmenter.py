@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import socket
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import islice
@@ -63,27 +65,55 @@ class SegmenterFactory:
 
         Raises:
             ModelError: the model is not the one that the run was planned with.
+            WorkerDied: the device cannot be used.
         """
-        model, device = self.load(), pick_device(self.options.device)
+        device = pick_device(self.options.device)
+        model = self.load()
         if self.digest not in {None, model.digest}:
             raise ModelError(
                 f"{self.uri}: changed since the run began, or is another on this node; run the "
                 "same command again, or name a model that stays (?revision=, a directory)"
             )
-        with _LOADING:
+        with _LOADING, losing_device():
             model.module.to(device)
-        return Segmenter(model, device, self.options)
+        with losing_device():
+            return Segmenter(model, device, self.options)
 
     def load(self) -> LoadedModel:
         """Return the model, loaded once a process: threads share it, inference changes nothing."""
-        if pick_device(self.options.device).type == "cpu":
+        asked = self.options.device
+        if not asked.startswith("cuda") and pick_device(asked).type == "cpu":
             keep_freed_memory()
         with _LOADING:
             return _loaded(self.uri, self.weights, self.label_space)
 
 
+@contextmanager
+def losing_device() -> Iterator[None]:
+    """Raise WorkerDied for an error after which the process can use its device no more."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not device_lost(error):
+            raise
+        cause = str(error).splitlines()[0]
+        raise WorkerDied(f"the device failed ({cause})") from error
+
+
 def pick_device(name: str) -> torch.device:
-    """Return the device that a worker uses: the one GPU that Ray lets it see, or the CPU."""
+    """Return the device that a worker uses: the one GPU that Ray lets it see, or the CPU.
+
+    Raises:
+        WorkerDied: a GPU was asked for by name, and torch sees none.
+    """
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        why = f"CUDA_VISIBLE_DEVICES is {seen!r}; is the driver up?"
+        why = why if torch.version.cuda else "a build for CPUs"
+        raise WorkerDied(
+            f"a worker was given a GPU, and torch {torch.__version__} sees none on "
+            f"{socket.gethostname()} ({why}); mend that, or label on CPUs: --gpus-per-actor 0"
+        )
     if name != "auto":
         return torch.device(name)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -151,12 +181,9 @@ class Segmenter:
             read_ahead = _ReadAhead(samples, self.spent)
         try:
             decode = partial(self._decode, read=read_ahead)
-            yield from Stream(self.predictor, self.spent, pool, self._encode).run(samples, decode)
-        except RuntimeError as error:
-            if not device_lost(error):
-                raise
-            cause = str(error).splitlines()[0]
-            raise WorkerDied(f"the device failed ({cause}); run the same command again") from error
+            stream = Stream(self.predictor, self.spent, pool, self._encode)
+            with losing_device():
+                yield from stream.run(samples, decode)
         finally:
             read_ahead.close()
             pool.shutdown(cancel_futures=True)

@@ -25,7 +25,14 @@ from pipeline.runs.failures import append_failures, read_failures, to_table
 from pipeline.tables import properties
 from pipeline.tables.commit import commits, write_commit
 from pipeline.tables.fragment import Fragment
-from pipeline.tables.location import appears, holds_other_files, is_table, locate, writing
+from pipeline.tables.location import (
+    appears,
+    holds_other_files,
+    is_table,
+    locate,
+    unreadable,
+    writing,
+)
 from pipeline.tables.scan import expressions, open_dataset, scan_by_fragment, scan_sql, scan_table
 from pipeline.tables.tags import is_number, read_tags, write_tag
 
@@ -102,10 +109,8 @@ class Store:
             store = cls.open(location, options=options)
             return store.with_spaces(described)
         if holds_other_files(location) and not appears(location, options):
-            raise NotAStore(
-                f"{location}: the directory is not empty and holds no label store; "
-                f"name another path or empty it"
-            )
+            cause = "the directory is not empty and holds no label store"
+            raise NotAStore(f"{location}: {cause}; name another path or empty it")
         with writing(location):
             DeltaTable.create(
                 location,
@@ -129,13 +134,10 @@ class Store:
         try:
             return DeltaTable(self.url, version=self._asked, storage_options=self._options or None)
         except TableNotFoundError:
-            raise NotAStore(
-                f"{self.url}: no label store here; `segmill ingest` or `segmill label` makes one"
-            ) from None
+            mend = "`segmill ingest` or `segmill label` makes one"
+            raise NotAStore(f"{self.url}: no label store here; {mend}") from None
         except (DeltaError, OSError) as error:
-            raise StoreError(
-                f"{self.url}: {error}; `segmill store history` lists versions"
-            ) from None
+            raise unreadable(self.url, self._asked, error) from None
 
     @cached_property
     def _properties(self) -> Properties:

@@ -23,8 +23,15 @@ _LOST: Final = (
     "an illegal instruction was encountered",
     "misaligned address",
     "hardware stack error",
+    "a hardware error",
+    "the launch timed out",
+    "no CUDA-capable device is detected",
+    "is/are busy or unavailable",
+    "unknown error",
 )
 """After one of these CUDA fails whatever the process asks of it."""
+_CUDA_SAYS: Final = ("CUDA error: ", "CUDA failure ")
+"""As torch begins them, and onnxruntime."""
 
 
 def no_memory(error: BaseException) -> bool:
@@ -39,6 +46,6 @@ def device_lost(error: BaseException) -> bool:
     text = str(error)
     return (
         isinstance(error, RuntimeError)
-        and "CUDA error: " in text
+        and any(said in text for said in _CUDA_SAYS)
         and any(said in text for said in _LOST)
     )

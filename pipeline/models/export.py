@@ -6,7 +6,8 @@ Classes and preprocessing are told as `pipeline.models.described` has it; metada
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import threading
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from torch import nn
 from pipeline.errors import ModelError
 from pipeline.models.classes import check_count
 from pipeline.models.described import KEYS, choice, input_of, read_description, space_of
-from pipeline.models.device_errors import no_memory
+from pipeline.models.device_errors import device_lost, no_memory
 from pipeline.models.loaded import LoadedModel
 from pipeline.models.program import (
     TINY,
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
     from pipeline.label_space import LabelSpace
     from pipeline.models.uri import ModelUri
+
+_MOVING: Final = threading.Lock()
 
 
 def load(uri: ModelUri, space: LabelSpace | None, *, pretrained: bool) -> LoadedModel:
@@ -65,8 +68,7 @@ class Program(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits [N, C, h, w]; a program with a fixed batch takes the images in turns."""
-        if image.device != self._on:
-            self._move(image.device)
+        self._move(image.device)
         step = self._batch or len(image)
         found = torch.cat([self._run(part, step) for part in torch.split(image, step)])
         out = checked(found, self._path)
@@ -79,7 +81,7 @@ class Program(nn.Module):
         try:
             found = self._held[1](filled.contiguous())
         except (AssertionError, RuntimeError) as error:
-            if no_memory(error):
+            if no_memory(error) or device_lost(error):
                 raise
             cause = str(error).strip().splitlines()[0]
             raise ModelError(
@@ -91,8 +93,10 @@ class Program(nn.Module):
     def _move(self, device: torch.device) -> None:
         from torch.export.passes import move_to_device_pass
 
-        program = move_to_device_pass(self._held[0], str(device))
-        self._held, self._on = [program, program.module()], device
+        with _MOVING:  # threads share the model
+            if device != self._on:
+                program = move_to_device_pass(self._held[0], str(device))
+                self._held, self._on = [program, program.module()], device
 
 
 def _opened(path: str) -> tuple[Any, dict[str, str]]:

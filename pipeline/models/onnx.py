@@ -8,6 +8,7 @@ the precision it was exported in, whatever --precision says.
 from __future__ import annotations
 
 import logging
+import threading
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import nn
 from pipeline.errors import MissingExtra, ModelError
 from pipeline.models.classes import check_count
 from pipeline.models.described import choice, input_of, read_description, space_of
+from pipeline.models.device_errors import device_lost
 from pipeline.models.loaded import LoadedModel, Preprocessing
 from pipeline.models.program import TINY, checked, program_architecture, program_file
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from pipeline.models.uri import ModelUri
 
 LOG = logging.getLogger("segmill")
+_MOVING: Final = threading.Lock()
 _PARTS: Final = (".data", "_data")
 """How exporters call the file that holds a large model's weights."""
 _TYPES: Final = {
@@ -104,6 +107,8 @@ class Session(nn.Module):
         except Exception as error:  # onnxruntime's own classes; none is public
             if "allocat" in str(error).lower():
                 raise RuntimeError(f"can't allocate memory: {error}") from error
+            if device_lost(RuntimeError(str(error))):
+                raise RuntimeError(str(error)) from error
             cause = str(error).strip().splitlines()[0]
             raise ModelError(
                 f"{self._path}: fails on an input {list(filled.shape)}: {cause}; give the sizes "
@@ -113,8 +118,9 @@ class Session(nn.Module):
 
     def _move(self, device: torch.device) -> None:
         where = f"cuda:{device.index or 0}" if device.type == "cuda" else "cpu"
-        if where != self._on:
-            self._session, self._on = _session(self._path, where), where
+        with _MOVING:  # threads share the model
+            if where != self._on:
+                self._session, self._on = _session(self._path, where), where
 
 
 def _session(path: str, where: str) -> Any:

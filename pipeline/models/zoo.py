@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from importlib import import_module
+from inspect import signature
 from typing import TYPE_CHECKING
 
 import torch
 
 from pipeline.errors import UnknownName, UsageError
 from pipeline.models import MODELS
+from pipeline.models.asked import CLASSES
 from pipeline.models.classes import space_of_size
 from pipeline.models.loaded import (
     Architecture,
@@ -40,10 +42,16 @@ def build(architecture: Architecture, classes: int) -> nn.Module:
     if architecture.name not in MODELS:
         raise UnknownName("model of the zoo", architecture.name, MODELS)
     module, _, factory = MODELS[architecture.name].build.partition(":")
-    try:
-        built: nn.Module = getattr(import_module(module), factory)(
-            classes=classes, **architecture.options
+    make = getattr(import_module(module), factory)
+    known = sorted(signature(make).parameters.keys() - {"classes", "self"})
+    unknown = sorted(architecture.options.keys() - set(known))
+    if unknown:
+        raise UsageError(
+            f"zoo:{architecture.name}: no option {', '.join(unknown)}; it takes: "
+            f"{', '.join(sorted({*known, *CLASSES, 'seed'}))}"
         )
-    except TypeError as error:
-        raise UsageError(f"{architecture}: {error}") from None
+    try:
+        built: nn.Module = make(classes=classes, **architecture.options)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"zoo:{architecture.name}: {error}") from None
     return built

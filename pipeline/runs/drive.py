@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import InputError, StoreError
+from pipeline.errors import InputError, StoreError, TooManyErrors
 from pipeline.release import release
 from pipeline.run import RUNS, Run, Shard, ShardWriter, Shelved
 from pipeline.runs.failures import Failure
@@ -61,7 +61,8 @@ def execute(
     visible to readers before one commit at the end. `watch` gets the report, which goes on
     changing, when work begins, whenever a shard was booked, and at the end, also where there is
     nothing to do; `facts` say what makes the rows, for the store's history; `spent` are the
-    driver's seconds before this, by stage.
+    driver's seconds before this, by stage. `watch` ends the run by TooManyErrors: what was done by
+    then is committed, and the same command goes on.
 
     With `ramp` the first shards are small: where a full one takes minutes, something is done in
     seconds.
@@ -88,7 +89,7 @@ def execute(
                 for outcome in outcomes:
                     drive.take(outcome)
                     metrics(drive.report)
-                    watch(drive.report)
+                    drive.tell(watch)
             drive.report.end()
             metrics(drive.report)
         watch(drive.report)
@@ -126,7 +127,7 @@ class Drive:
         self._told = self._failures_told()
         self._again: dict[bytes, bool] = {}  # rows that the listing names again -> one was taken
         self._plan = Plan(store, run)
-        self.crashed = run.resumed and self._plan.others()
+        self.crashed = run.resumed and self._plan.crashed()
         self._last_commit, self._patience = time.monotonic(), _FIRST_COMMIT_SECONDS
         self._report.spend("adopt", time.perf_counter() - start)
 
@@ -197,6 +198,19 @@ class Drive:
         due = len(self._staged) >= _COMMIT_FRAGMENTS or waited > self._patience
         if due and self._publish == "as they come":
             self._commit()
+
+    def tell(self, watch: Callable[[RunReport], None]) -> None:
+        """Show the report to who watches; when they say that it is enough, commit what is done.
+
+        Raises:
+            TooManyErrors: they said so.
+        """
+        try:
+            watch(self._report)
+        except TooManyErrors:
+            if self._staged and self._publish == "as they come":
+                self._commit()
+            raise
 
     def _failed(self, shard: Shard, error: BaseException | None) -> Shelved:
         """Turn a shard that raised into failures: only bad input may, all else ends the job."""

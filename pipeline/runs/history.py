@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from pipeline.errors import UsageError
+from pipeline.errors import StoreError, UsageError
 from pipeline.run import RUNS
 from pipeline.tables.tags import is_number
 
@@ -38,19 +38,32 @@ def run_summary(store: Store, name: str) -> dict[str, Any]:
             f"{store.url}: {what} called {name!r}; the latest runs: {', '.join(latest) or 'none'}"
         )
     (run,) = found
-    begun = json.loads(tree.read(f"{RUNS}/{run}/run.json"))
+    begun = _read(store, f"{RUNS}/{run}/run.json")
     finished = f"{RUNS}/{run}/finished.json"
     if tree.exists(finished):
-        held = json.loads(tree.read(finished))
+        held = _read(store, finished)
     else:
         held = next((so_far(c) for c in store.history() if c.note.get("run") == run), {})
     return {
         "run": run,
-        "verb": begun["verb"],
-        "at": begun["at"],
+        "verb": begun.get("verb"),
+        "at": begun.get("at"),
         "finished": tree.exists(finished),
         **held,
     }
+
+
+def _read(store: Store, path: str) -> dict[str, Any]:
+    try:
+        held = json.loads(store.tree().read(path))
+    except ValueError:
+        held = None
+    if not isinstance(held, dict):
+        raise StoreError(
+            f"{store.url}: {path} is damaged; the rows are whole, and `store history` without "
+            "--run tells what the run came to at its commits"
+        )
+    return held
 
 
 def so_far(commit: Commit) -> dict[str, Any]:

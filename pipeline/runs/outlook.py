@@ -148,7 +148,7 @@ def past_rate(tree: Tree, verb: str, digest: str, gpus: float) -> Rate | None:
     images, seconds, told = 0, 0.0, []
     for name in latest[:_RUNS_ASKED]:
         path = f"{RUNS}/{name}/finished.json"
-        held = json.loads(tree.read(path)) if tree.exists(path) else {}
+        held = _finished(tree, path)
         spent = working_seconds(held.get("stages", {}))
         fits = held.get("model_digest") == digest and held.get("gpus_per_worker", 0.0) == gpus
         if fits and spent:
@@ -160,6 +160,15 @@ def past_rate(tree: Tree, verb: str, digest: str, gpus: float) -> Rate | None:
     if images < _LEAST_DONE:
         return None
     return Rate(round(images / seconds, 4), "history", images, tuple(told))
+
+
+def _finished(tree: Tree, path: str) -> dict[str, Any]:
+    """Return the summary of a finished run; {} where there is none, or a damaged one."""
+    try:
+        held = json.loads(tree.read(path)) if tree.exists(path) else {}
+    except ValueError:
+        return {}
+    return held if isinstance(held, dict) else {}
 
 
 def trial_rate(make_labeller: Callable[[], Labeller], samples: tuple[Sample, ...]) -> Rate | None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from pipeline.errors import StoreError
 from pipeline.run import RUNS, Run, Shard
-from pipeline.runs.attempts import began, is_dead
+from pipeline.runs.attempts import began, is_dead, may_have_crashed
 from pipeline.samples import joined, of_batch
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Plan:
         """Read the plan back, a shard at a time.
 
         Raises:
-            StoreError: someone took the plan away.
+            StoreError: someone took the plan away, or damaged it.
         """
         tree = self._store.tree()
         for number in range(self._parts):
@@ -72,7 +72,13 @@ class Plan:
                     f"{self._store.url}: the plan of run {self._run.name} was taken away "
                     f"(`store vacuum`?); run this again to do what is left"
                 ) from None
-            table = pa.ipc.open_stream(pa.BufferReader(data)).read_all().combine_chunks()
+            try:
+                table = pa.ipc.open_stream(pa.BufferReader(data)).read_all().combine_chunks()
+            except (pa.ArrowInvalid, OSError) as error:
+                raise StoreError(
+                    f"{self._store.url}: {self._part(number)} is damaged "
+                    f"({' '.join(str(error).split())}); run this again to do what is left"
+                ) from None
             ends = np.cumsum(np.bincount(table[_SHARD].to_numpy()))
             for start, end in zip([0, *ends[:-1]], ends, strict=True):
                 yield Shard.of(of_batch(table.slice(start, end - start)))
@@ -87,9 +93,10 @@ class Plan:
             if is_dead(name.rsplit("/", 2)[-2]):
                 sink.remove(name)
 
-    def others(self) -> bool:
-        """Tell whether plans of other attempts are there: those crashed, or are at work now."""
-        return bool(_plans(self._store.tree(), self._run.name))
+    def crashed(self) -> bool:
+        """Tell whether another attempt left its plan, and is not known to be at work now."""
+        names = _plans(self._store.tree(), self._run.name)
+        return any(may_have_crashed(name.rsplit("/", 2)[-2]) for name in names)
 
     def _part(self, number: int) -> str:
         return f"{RUNS}/{self._run.name}/{self._run.attempt}/{_PREFIX}{number:05d}.arrow"

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     Listing = Iterable[Sample] | Iterable[pa.RecordBatch]
 
 _BATCH_ROWS: Final = 32_768
-_FIRST_ROWS: Final = 8
+_FIRST_ROWS: Final = 2
 
 
 class Shards(Protocol):
@@ -148,8 +148,8 @@ class Planner:
 def _ramp(rows: int) -> list[int]:
     """Return where the first cells end: each size twice, up to two whole cells.
 
-    >>> _ramp(32), _ramp(8)
-    ([8, 16, 32, 48, 64], [])
+    >>> _ramp(8), _ramp(2)
+    ([2, 4, 8, 12, 16], [])
     """
     ends, size = [0], _FIRST_ROWS
     while size < rows:

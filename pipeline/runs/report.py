@@ -28,6 +28,7 @@ REST: Final = "other"
 """A worker's time at a shard that none of its stages has claimed."""
 ABSENT: Final = "absent"
 """The time in which a worker was not there: it was called and had not begun, or it was gone."""
+_WORKERS_TOLD: Final = 64
 _CAUSES: Final = {
     "forward": "the model",
     "label": "labelling",
@@ -106,6 +107,10 @@ class RunReport:
     """Seconds between the first shard's start and the last one's end, starting workers included."""
     workers: int = 0
     """The most that were there at once, of those that got a shard."""
+    devices_lost: int = 0
+    """How often a worker was ended since its device had failed."""
+    by_worker: dict[str, dict[str, float]] = field(default_factory=dict)
+    """What each worker told: its `seconds`, and of those `forward` and `wait`."""
     crew: Crew = field(default_factory=Crew)
     facts: dict[str, Any] = field(default_factory=dict)
     """What made the rows: model, model_digest, segmill, gpus_per_worker."""
@@ -143,6 +148,7 @@ class RunReport:
             self._hear(shelved.worker, shelved.seconds)
         self._most = max(self._most, self.crew.alive)
         self.workers = min(self._most, len(self._heard))
+        self.devices_lost = self.crew.lost
 
     def spend(self, stage: str, seconds: float) -> None:
         """Add seconds to a stage."""
@@ -154,6 +160,10 @@ class RunReport:
         # Of a worker's first shard only the worker knows how long before it began to start.
         self._past += told if before is None else self._last - before
         self._heard[worker] = self._last
+        mine = self.by_worker.setdefault(worker, {"seconds": 0.0, "forward": 0.0, "wait": 0.0})
+        mine["seconds"] += told
+        for stage in ("forward", "wait"):
+            mine[stage] += seconds.get(stage, 0.0)
 
     def _tails(self) -> Iterator[float]:
         """Yield the seconds that the workers which are there have said nothing of."""
@@ -228,4 +238,19 @@ class RunReport:
             "stages": {k: round(v, 3) for k, v in sorted(self.seconds.items())},
             "shares": {k: round(v, 4) for k, v in self.shares().items()},
             "bottleneck": self.bottleneck(),
+            "devices_lost": self.devices_lost,
+            "by_worker": self._each(),
         }
+
+    def _each(self) -> list[dict[str, Any]]:
+        """Return how busy each worker's device was, of those that lived longest."""
+        longest = sorted(self.by_worker.items(), key=lambda w: (-w[1]["seconds"], w[0]))
+        return [
+            {
+                "worker": name.rsplit("-", 2)[0],
+                "seconds": round(told["seconds"], 3),
+                "device_busy": round(told["forward"] / max(told["seconds"], 1e-9), 4),
+                "decode_wait": round(told["wait"] / max(told["seconds"], 1e-9), 4),
+            }
+            for name, told in longest[:_WORKERS_TOLD]
+        ]

@@ -25,9 +25,11 @@ def writing(url: str) -> Iterator[None]:
         NoSpace: the disk is full.
         WriteFailed: the write failed otherwise; whether it happened, the next reader knows.
     """
+    from deltalake.exceptions import TableNotFoundError
+
     try:
         yield
-    except OSError as error:
+    except (OSError, TableNotFoundError) as error:  # the second: no directory could be made
         text = _plain(error)
         again = "run the same command again; no reader sees half a commit"
         if _FULL.search(text):
@@ -35,9 +37,23 @@ def writing(url: str) -> Iterator[None]:
         raise WriteFailed(f"{url}: cannot be written: {text}; {again}") from error
 
 
-def _plain(error: OSError) -> str:
+def _plain(error: Exception) -> str:
     """Return what the table's library says, without the colours and arrows of its terminal."""
     return " ".join(_COLOURS.sub("", str(error)).replace("↳", "-").split())
+
+
+def unreadable(url: str, version: int | None, error: Exception) -> StoreError:
+    """Return the error of a snapshot that the table's library cannot read, in one line.
+
+    Its own words have structures of its own in them, and a native backtrace.
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    said = lines[0].partition("ParsedLogPath")[0].strip(" :,[{")[:300]
+    asked = "the newest version" if version is None else f"version {version}"
+    return StoreError(
+        f"{url}: {asked} cannot be read: {said}; `segmill store history` lists the versions; "
+        "where a file of _delta_log is damaged or gone, put it back"
+    )
 
 
 def is_table(location: str, options: Mapping[str, str] | None = None) -> bool:

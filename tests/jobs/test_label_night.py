@@ -125,3 +125,32 @@ def test_evaluate_says_why_objects_have_no_score(scenes, tmp_path, capsys):
     _, said = call(capsys, "evaluate", *pairs, *both, code=3)
     assert "coco-instances" in said
     assert "no image was scored" in said
+
+
+def test_a_wrong_source_is_told_before_anything_is_made(tmp_path, capsys):
+    told, _ = call(capsys, "label", tmp_path / "nowhere", tmp_path / "s", *MODEL, code=1)
+    assert "nowhere" in told["error"]
+    assert not (tmp_path / "s").exists()
+
+
+def test_an_unknown_option_of_a_model_is_told_with_those_it_has(scenes, tmp_path, capsys):
+    model = ("--model", "zoo:enet?label_space=camvid-11&nope=1")
+    told, _ = call(capsys, "label", scenes, tmp_path / "s", *model, code=2)
+    assert "no option nope; it takes:" in told["error"]
+
+
+def test_too_many_errors_end_the_job_and_keep_what_is_done(scenes, tmp_path, capsys):
+    images = tmp_path / "images"
+    images.mkdir()
+    for n in range(12):
+        (images / f"a{n:02d}.jpg").write_bytes(b"no image")
+    write_scenes(images, 6, height=48, width=64)
+    how = (*MODEL, "--shard-images", 2)
+    told, _ = call(capsys, "label", images, tmp_path / "s", *how, "--max-errors", "20%", code=3)
+    assert "--max-errors allows 3" in told["error"]
+    assert 3 < told["so_far"]["failed"] < 12
+    failed = Store.open(tmp_path / "s").failures().num_rows
+    assert failed == told["so_far"]["failed"]
+    whole, _ = call(capsys, "label", images, tmp_path / "s", *how, "--max-errors", "12")
+    assert (whole["done"] + whole["skipped"], whole["failed"]) == (6, 12)
+    assert all(0 <= w["device_busy"] <= 1 for w in whole["by_worker"])

@@ -133,3 +133,86 @@ def test_on_ray_what_a_dead_actor_had_answered_counts(ray_session, tmp_path, mon
     assert sorted(o.chunk for o in outcomes) == chunks
     assert not any(o.error for o in outcomes)
     assert runs(log) == {0: 1, 2: 1, 3: 2, 4: 1}
+
+
+class Device:
+    """Doubles numbers on a device that is lost over some: then the process can do nothing more.
+
+    Over `bad` always, over `once` the first time, over any where it is `gone` from the start.
+    """
+
+    def __init__(self, log: Path, *, bad: int = -1, once: int = -1, gone: bool = False) -> None:
+        self.log, self.bad, self.once, self.gone = str(log), bad, once, gone
+
+    def __call__(self):
+        self.lost = False
+        return self.work
+
+    def work(self, numbers: list[int]) -> list[int]:
+        seen = Path(self.log).read_text().split() if Path(self.log).exists() else []
+        with open(self.log, "a") as log:
+            log.write("".join(f"{n}\n" for n in numbers))
+        first = self.once in numbers and str(self.once) not in seen
+        self.lost = self.lost or self.gone or self.bad in numbers or first
+        if self.lost:
+            raise WorkerDied("the device failed (CUDA error: unspecified launch failure)")
+        return [2 * n for n in numbers]
+
+
+RUNNERS = {
+    "here": lambda: LocalRunner(1),
+    "children": lambda: LocalRunner(1).isolated(),
+    "ray": lambda: RayRunner(Resources(1, 2, cpus=0.5)),
+}
+
+
+@pytest.mark.parametrize("where", RUNNERS)
+def test_a_lost_device_costs_no_chunk(where, ray_session, tmp_path):
+    runner, chunks = RUNNERS[where](), [list(range(n, n + 4)) for n in range(0, 20, 4)]
+    outcomes = list(runner.map(Device(tmp_path / "log", once=5), iter(chunks), halves))
+    assert sorted(o.chunk for o in outcomes) == chunks
+    assert all(o.result == [2 * n for n in o.chunk] for o in outcomes)
+    assert runner.crew.lost == 1
+    counted = runs(tmp_path / "log")
+    assert counted[5] == 2
+    assert all(count <= 2 for count in counted.values()), "what it had begun is done once more"
+
+
+@pytest.mark.parametrize("where", RUNNERS)
+def test_an_input_at_which_every_device_fails_stands_alone(where, ray_session, tmp_path):
+    runner, chunks = RUNNERS[where](), [list(range(n, n + 4)) for n in range(0, 12, 4)]
+    outcomes = list(runner.map(Device(tmp_path / "log", bad=4), iter(chunks), halves))
+    assert sorted(n for o in outcomes for n in o.chunk) == list(range(12))
+    (bad,) = (o for o in outcomes if o.error)
+    assert bad.chunk == [4]
+    assert isinstance(bad.error, PoisonInput)
+    assert "the device failed at it" in str(bad.error)
+
+
+@pytest.mark.parametrize("where", RUNNERS)
+def test_where_every_device_is_lost_the_map_ends(where, ray_session, tmp_path):
+    runner, chunks = RUNNERS[where](), [list(range(n, n + 4)) for n in range(0, 20, 4)]
+    with pytest.raises(WorkerDied, match=r"4 workers in a row.*unspecified launch failure"):
+        list(runner.map(Device(tmp_path / "log", gone=True), iter(chunks), halves))
+
+
+class OneBadPlace(Device):
+    """The second of two places has a device that fails at once, whoever comes to it."""
+
+    def __call__(self):
+        self.gone = os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+        return super().__call__()
+
+    def work(self, numbers: list[int]) -> list[int]:
+        time.sleep(0.1)  # both places get chunks
+        return super().work(numbers)
+
+
+def test_on_ray_a_place_whose_device_fails_at_once_is_given_up(ray_session, tmp_path):
+    runner = RayRunner(Resources(2, 2, cpus=0.5, gpus=1))
+    chunks = [[n, n + 1] for n in range(0, 24, 2)]
+    outcomes = list(runner.map(OneBadPlace(tmp_path / "log"), iter(chunks), halves))
+    assert sorted(o.chunk for o in outcomes) == chunks
+    assert not any(o.error for o in outcomes)
+    assert runner.crew.lost <= 2
+    assert runner.crew.alive == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,9 @@ import pytest
 from pipeline.errors import StoreError
 from pipeline.run import Run, Shard
 from pipeline.runner import LocalRunner
+from pipeline.runs.attempts import is_dead, may_have_crashed, new_attempt
+from pipeline.runs.history import run_summary
+from pipeline.runs.outlook import past_rate
 from pipeline.runs.plan import Plan
 from pipeline.samples import to_batch
 from pipeline.store import Store
@@ -187,3 +191,54 @@ def test_what_was_labelled_before_the_labeller_broke_is_not_labelled_again(store
     log = tmp_path / "log"
     run_job(store, map(sample, NAMES), Labelling(fatal=breaks, log=str(log)), shard_rows=10)
     assert sorted(log.read_text().split()) == [n for n in NAMES if n != "i05"]
+
+
+def test_only_an_attempt_that_is_known_to_live_has_not_crashed():
+    _, machine, mine = new_attempt().split("-")
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    later = f"{time.time_ns() + int(60e9):x}"
+    try:
+        assert not may_have_crashed(f"{later}-{machine}-{child.pid}")
+        assert may_have_crashed(f"{1:x}-{machine}-{child.pid}"), "a number that was used before"
+    finally:
+        child.communicate(b"\n")
+    assert may_have_crashed(f"{later}-{machine}-{child.pid}")
+    assert is_dead(f"{later}-{machine}-{child.pid}")
+    elsewhere = f"{later}-00000000-{mine}"
+    assert may_have_crashed(elsewhere)
+    assert not is_dead(elsewhere)
+
+
+def test_a_damaged_plan_and_a_damaged_summary_are_told(store):
+    run = Run.begin(store, "toy", kind="truth", identity=["x"])
+    plan = Plan(store, run)
+    plan.add(to_batch([sample(n) for n in NAMES]))
+    plan.flush()
+    (part,) = plans_of(store)
+    data = store.tree().read(part)
+    for bad in (data[: len(data) // 2], b"garbage"):
+        store.sink().write(part, bad)
+        with pytest.raises(StoreError, match="is damaged"):
+            list(plan.shards())
+    plan.remove()
+    report, store = run_job(store, [sample(n) for n in NAMES])
+    store.sink().write(f"_segmill/runs/{report.run}/finished.json", b'{"stages')
+    assert past_rate(store.tree(), "toy", "d", 0.0) is None
+    with pytest.raises(StoreError, match=r"finished\.json is damaged; the rows are whole"):
+        run_summary(store, report.run)
+    again, _ = run_job(store, [sample(n) for n in NAMES])
+    assert (again.done, again.skipped) == (0, 10)
+
+
+def test_a_damaged_log_and_a_place_that_takes_nothing_are_told_in_a_line(store, tmp_path):
+    _, store = run_job(store, [sample(n) for n in NAMES])
+    last = max(tmp_path.glob("labels/_delta_log/*.json"))
+    for bad in ("garbage", last.read_text()[:60]):
+        last.write_text(bad)
+        with pytest.raises(StoreError, match="newest version cannot be read") as told:
+            Store.open(store.url)
+        assert "\n" not in str(told.value)
+        assert "put it back" in str(told.value)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot be written"):
+        Store.create(tmp_path / "file" / "below", [SPACE])

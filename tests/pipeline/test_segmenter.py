@@ -18,7 +18,7 @@ from pipeline.models import load_model
 from pipeline.models.loaded import LoadedModel
 from pipeline.predict.options import LabelOptions
 from pipeline.run import Run, Shard, ShardWriter
-from pipeline.segmenter import Segmenter, SegmenterFactory, keep_freed_memory
+from pipeline.segmenter import Segmenter, SegmenterFactory, keep_freed_memory, pick_device
 from pipeline.spent import BESIDE, OWN
 from pipeline.store import Store
 from pipeline.streetscenes import scene
@@ -274,7 +274,7 @@ def test_a_lost_device_is_blamed_on_no_image(scenes):
         raise RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with ...")
 
     segmenter.predictor.start = start
-    with pytest.raises(WorkerDied, match=r"illegal memory access was encountered\); run the same"):
+    with pytest.raises(WorkerDied, match=r"illegal memory access was encountered\)"):
         list(segmenter(list(list_images(str(scenes)))))
 
 
@@ -290,3 +290,10 @@ def test_a_model_that_changed_since_the_plan_is_refused():
     assert SegmenterFactory(URI, digest=digest)()
     with pytest.raises(ModelError, match="changed since the run began"):
         SegmenterFactory(URI, digest="0" * 64)()
+
+
+def test_a_gpu_that_was_given_and_is_not_there_is_no_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(WorkerDied, match=r"sees none on .*--gpus-per-actor 0"):
+        SegmenterFactory(URI, options=LabelOptions(device="cuda"))()
+    assert pick_device("auto").type == "cpu"
