@@ -26,7 +26,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.files import read_url
-from pipeline.images import decode, header, list_images
+from pipeline.images import decode, header
+from pipeline.trees.listing import list_images
 from pipeline.streetscenes import scene
 
 if TYPE_CHECKING:

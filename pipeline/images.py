@@ -15,18 +15,15 @@ import numpy as np
 from pipeline.errors import CorruptImage, ImageTooLarge
 from pipeline.files import Tree, locate
 from pipeline.image_header import Header, header, pillow_open, probe
-from pipeline.trees.listing import IMAGE_SUFFIXES, list_images
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
-    "IMAGE_SUFFIXES",
     "PIXEL_LIMIT",
     "Header",
     "decode",
     "header",
-    "list_images",
     "read_header",
     "read_url_header",
 ]
