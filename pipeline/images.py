@@ -132,9 +132,12 @@ def _decode_jpeg(data: bytes, path: str) -> NDArray[np.uint8]:
 def _decode_png(data: bytes, path: str) -> NDArray[np.uint8]:
     import imagecodecs
 
+    from pipeline.labels.png import check_sums
+
     pixels = None
     if data[24:29] == _PLAIN_RGB:  # libspng takes four fifths of libpng's time
-        with suppress(Exception):  # what it refuses is libpng's to judge and to word
+        with suppress(Exception):  # what is damaged is libpng's to judge and to word
+            check_sums(data, path)  # which libspng does not look at
             pixels = imagecodecs.spng_decode(data)
     try:
         pixels = imagecodecs.png_decode(data) if pixels is None else pixels

@@ -48,6 +48,7 @@ _PASSES: Final = (
 # libdeflate, which releases the GIL; its stubs know nothing of arrays and views.
 _deflate = cast("Callable[..., bytes]", imagecodecs.deflate_encode)
 _inflate = cast("Callable[..., NDArray[np.uint8]]", imagecodecs.deflate_decode)
+_crc = cast("Callable[[memoryview], int]", imagecodecs.deflate_crc32)
 _deflate_quickly = cast("Callable[..., bytes]", imagecodecs.zlibng_encode)
 
 _QUICK: Final[ContextVar[dict[int, tuple[bytes, NDArray[np.uint8]]] | None]] = ContextVar(
@@ -137,13 +138,22 @@ def _chunks(data: bytes, path: str) -> list[tuple[bytes, memoryview]]:
             raise _corrupt(path, "the PNG is cut off")
         if kind[0] & 0x20 == 0:  # upper case: critical
             (check,) = struct.unpack_from(">I", data, at + 8 + length)
-            if zlib.crc32(view[at + 4 : at + 8 + length]) != check:
+            if _crc(view[at + 4 : at + 8 + length]) != check:
                 raise _corrupt(path, f"check sum of the {kind.decode('latin-1')!r} chunk fails")
         chunks.append((kind, body))
         at += 12 + length
         if kind == b"IEND":
             chunks.append((b"", view[at:]))
             return chunks
+
+
+def check_sums(data: bytes, path: str) -> None:
+    """Make sure that a PNG file's critical chunks are whole.
+
+    Raises:
+        CorruptMask: one is cut off, or its check sum fails.
+    """
+    _chunks(data, path)
 
 
 def parse(data: bytes, path: str) -> Png:
