@@ -26,8 +26,9 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.files import read_url
-from pipeline.images import decode, header, list_images
+from pipeline.images import decode, header
 from pipeline.streetscenes import scene
+from pipeline.trees.listing import list_images
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

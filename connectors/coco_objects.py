@@ -73,7 +73,9 @@ class Place:
         Raises:
             BadAnnotation: see `read`.
         """
-        instances = [self.read(text) for text in texts]
+        parsed = [_parse(text, self.path) for text in texts]
+        masks.rle_unpack_ahead([c for said in parsed if (c := _compressed(said)) is not None])
+        instances = [self.read(text, said) for text, said in zip(texts, parsed, strict=True)]
         rest: dict[str, Any] = {}
         for kind, held in others.items():
             for text in held:
@@ -82,14 +84,13 @@ class Place:
                     rest.setdefault(kind, []).append(said)
         return tuple(instances), rest
 
-    def read(self, text: str) -> Instance:
-        """Return the instance of an annotation's text.
+    def read(self, text: str, said: dict[str, Any]) -> Instance:
+        """Return the instance of an annotation's text, which says `said`.
 
         Raises:
             BadAnnotation: a key is missing or of the wrong type, the category is none, polygons or
                 run lengths are malformed or do not fit the image.
         """
-        said = _parse(text, self.path)
         where = f"{self.path}, annotation {said.get('id')!r}"
         number, category = self._whole(said, "id", where), self._whole(said, "category_id", where)
         if said.get("image_id") != self.image_id:
@@ -152,6 +153,13 @@ def _parse(text: str, path: str) -> dict[str, Any]:
     if not isinstance(said, dict):
         raise BadAnnotation(path, "an annotation that is no object", _MEND)
     return said
+
+
+def _compressed(said: dict[str, Any]) -> str | None:
+    """Return the run lengths of an annotation that has them as COCO's compressed text."""
+    shape = said.get("segmentation")
+    counts = shape.get("counts") if isinstance(shape, dict) else None
+    return counts if isinstance(counts, str) and counts.isascii() else None
 
 
 def _attach(instances: list[Instance], texts: Sequence[str], said: dict[str, Any]) -> bool:

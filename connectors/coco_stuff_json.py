@@ -43,7 +43,7 @@ def mask_of(texts: Sequence[str], space: LabelSpace, size: tuple[int, int], path
         BadAnnotation: one is malformed, of another size, or of a category that the space has not.
     """
     place = Place(path, _image_of(texts), size[0], size[1], pack_ids(space))
-    return masks.paint([place.read(text) for text in texts], *size, space, path=path)
+    return masks.paint(place.read_all(texts, {})[0], *size, space, path=path)
 
 
 def extra_of(texts: Sequence[str]) -> dict[str, Any]:

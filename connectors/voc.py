@@ -198,8 +198,11 @@ class Voc:
             _write_masks(sink, name, label, extra.get("mask_folders", "c"), labels.get("aug_mask"))
             void = labels.get("object_void")
             if void is not None or any(i.rle for i in kept.instances or ()):
+                # Painted over a background, no pixel outside of an object is void.
+                grounded = ids is not None and "background" in space.by_name
                 ids = masks.decode(label, name) if ids is None else ids
-                loss |= _write_objects(sink, kept, drawing, ids == space.ignore_index, void)
+                unsure = None if grounded else ids == space.ignore_index
+                loss |= _write_objects(sink, kept, drawing, unsure, void)
             loss |= {key: 1 for key in ("aug_mask", "object_void") if key in extra.keys() - labels}
         annotation = _annotation(kept, space, extra, own=own, segmented=label is not None)
         if annotation is not None:
@@ -348,7 +351,7 @@ def _label(
 
 
 def _write_objects(
-    sink: Sink, record: Record, drawing: Drawing, unsure: NDArray[np.bool_], void: str | None
+    sink: Sink, record: Record, drawing: Drawing, unsure: NDArray[np.bool_] | None, void: str | None
 ) -> dict[str, int]:
     numbers, loss = voc_objects.draw(record, drawing, unsure, void)
     data = masks.encode(numbers, voc_objects.voc_palette())

@@ -108,12 +108,12 @@ def within_eight_bits(
 
 
 def draw(
-    record: Record, drawing: masks.Drawing, unsure: NDArray[np.bool_], void: str | None
+    record: Record, drawing: masks.Drawing, unsure: NDArray[np.bool_] | None, void: str | None
 ) -> tuple[NDArray[np.uint8], dict[str, int]]:
     """Return the object map of numbered instances, and how many are partly or wholly covered.
 
     `drawing` is of the record's instances. Void is where `void`, run lengths, says; without them,
-    where the class mask is void (`unsure`) and no object lies.
+    where the class mask is void (`unsure`, None for nowhere) and no object lies.
 
     Raises:
         BadAnnotation: run lengths are malformed, or of another size.
@@ -122,8 +122,9 @@ def draw(
     if void is not None:
         border = masks.rle_decode(void, record.height, record.width, record.image_id) != 0
     else:
-        border = unsure & (numbers == 0)
-    np.copyto(numbers, BORDER, where=border)
+        border = None if unsure is None else unsure & (numbers == 0)
+    if border is not None:
+        np.copyto(numbers, BORDER, where=border)
     parts = [i.rle for i in record.instances or () if i.rle and i.part_of is not None]
     covered = drawing.covered() + sum(masks.rle_area(rle) > 0 for rle in parts)
     return numbers, ({"instances_covered": covered} if covered else {})

@@ -33,6 +33,10 @@ Verbs:
 """
 
 
+_NO_ALGEBRA = {"convert", "export", "ingest"}
+"""Verbs that never multiply matrices: OpenBLAS's threads would start to spin and wait for some."""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the verb that the arguments name."""
     args = list(sys.argv[1:] if argv is None else argv)
@@ -48,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         hint = f"did you mean {near[0]!r}?" if near else "`segmill --help` lists the verbs"
         print(f"segmill: no verb is called {verb!r}; {hint}", file=sys.stderr)
         raise SystemExit(2)
+    if verb in _NO_ALGEBRA:
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     import_module(f"jobs.{verb}").APP(args[1:], prog_name=f"segmill {verb}")
 
 

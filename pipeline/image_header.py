@@ -28,6 +28,12 @@ PILLOW_FORMATS: Final = (
 )  # fmt: skip
 """What Pillow may open: image formats only, none that runs a program (EPS) or reads other files."""
 
+IMAGE_SUFFIXES: Final = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif",
+    ".ppm", ".pgm", ".pnm", ".jp2", ".avif", ".heic", ".heif", ".jxl",
+)  # fmt: skip
+"""What is listed; some kinds have no decoder everywhere, and fail with a word about that."""
+
 PNG_MAGIC: Final = b"\x89PNG\r\n\x1a\n"
 JPEG_MAGIC: Final = b"\xff\xd8\xff"
 _IEND: Final = b"IEND\xaeB`\x82"

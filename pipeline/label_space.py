@@ -281,7 +281,11 @@ class Remap:
             wide = np.full(_TOP_ID + 1, self.target.ignore_index, dtype=self.lut.dtype)
             wide[:256] = self.lut
             return np.take(wide, mask)
-        return np.take(self.lut, mask)
+        if mask.dtype != np.uint8 or self.lut.dtype != np.uint8 or len(self.lut) != 256:
+            return np.take(self.lut, mask)
+        import cv2  # takes a sixth of NumPy's time
+
+        return np.asarray(cv2.LUT(mask, self.lut))
 
     @cached_property
     def _fates(self) -> tuple[dict[int, str], dict[int, tuple[str, str]]]:

@@ -27,6 +27,7 @@ from pipeline.instances import (
     rle_encode_at,
     rle_from_runs,
     rle_runs,
+    rle_unpack_ahead,
 )
 from pipeline.labels import png
 from pipeline.labels.regions import instances_from_maps
@@ -61,6 +62,7 @@ __all__ = [
     "rle_encode_at",
     "rle_from_runs",
     "rle_runs",
+    "rle_unpack_ahead",
     "wraps_cell",
 ]
 
@@ -100,7 +102,9 @@ def decode(cell: bytes, path: str = "mask cell") -> LabelMap:
     Raises:
         CorruptMask: the bytes are not a whole PNG, or it has more than one channel.
     """
-    return png.ids(_single_channel(png.parse(cell, path), path), path)
+    file = _single_channel(png.parse(cell, path), path)
+    rows = png.written(cell)
+    return png.ids(file, path) if rows is None else png.pixels(file, rows.copy())
 
 
 def _single_channel(file: png.Png, path: str) -> png.Png:
@@ -230,9 +234,13 @@ def recode(data: bytes, palette: bytes | None = None, path: str = "label file") 
     if data[:8] != png.SIGNATURE:
         return encode(_fit(read_label(data, path), palette), palette)
     file = _single_channel(png.parse(data, path), path)
-    if _wraps_cell(file, palette) and png.unfiltered(file, png.inflate(file, path)):
+    if _wraps_cell(file, palette) and _plain(file, data, path):
         return data
-    return encode(_fit(png.ids(file, path), palette), palette)
+    return encode(_fit(decode(data, path), palette), palette)
+
+
+def _plain(file: png.Png, data: bytes, path: str) -> bool:
+    return png.written(data) is not None or png.unfiltered(file, png.inflate(file, path))
 
 
 def _wraps_cell(file: png.Png, palette: bytes | None) -> bool:

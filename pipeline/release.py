@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
-
 
 def release() -> str:
     """Return the version of segmill that is installed."""
+    from importlib.metadata import PackageNotFoundError, version  # which imports an e-mail parser
+
     try:
         return version("segmill")
     except PackageNotFoundError:

@@ -48,9 +48,13 @@ _PASSES: Final = (
 # libdeflate, which releases the GIL; its stubs know nothing of arrays and views.
 _deflate = cast("Callable[..., bytes]", imagecodecs.deflate_encode)
 _inflate = cast("Callable[..., NDArray[np.uint8]]", imagecodecs.deflate_decode)
+_crc = cast("Callable[[memoryview], int]", imagecodecs.deflate_crc32)
 _deflate_quickly = cast("Callable[..., bytes]", imagecodecs.zlibng_encode)
 
-_QUICK: Final = ContextVar("quick", default=False)
+_QUICK: Final[ContextVar[dict[int, tuple[bytes, NDArray[np.uint8]]] | None]] = ContextVar(
+    "quick", default=None
+)
+"""Within `quickly`: the files written so far, by the address of their bytes, and their rows."""
 
 
 @contextmanager
@@ -59,8 +63,11 @@ def quickly() -> Iterator[None]:
 
     They are a quarter to three quarters bigger, as large as Pillow's. For a dataset's own files;
     the cells of a store are written once, kept for long, and the same bytes on every machine.
+
+    What the block writes and reads again (labels on their way through a remap) is not inflated:
+    its rows are kept until the block ends. A block is for one sample.
     """
-    token = _QUICK.set(True)
+    token = _QUICK.set({})
     try:
         yield
     finally:
@@ -68,10 +75,16 @@ def quickly() -> Iterator[None]:
 
 
 def _pack(rows: NDArray[np.uint8]) -> bytes:
-    if _QUICK.get():
+    if _QUICK.get() is not None:
         return _deflate_quickly(rows, level=2)
     # Level 6 of libdeflate: smaller than PIL's and OpenCV's PNG, and 3 times faster to write.
     return _deflate(rows, level=6, raw=False)
+
+
+def written(data: bytes) -> NDArray[np.uint8] | None:
+    """Return the unfiltered rows of a grey or palette file that this block of `quickly` wrote."""
+    found = (_QUICK.get() or {}).get(id(data))
+    return None if found is None or found[0] is not data else found[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +138,22 @@ def _chunks(data: bytes, path: str) -> list[tuple[bytes, memoryview]]:
             raise _corrupt(path, "the PNG is cut off")
         if kind[0] & 0x20 == 0:  # upper case: critical
             (check,) = struct.unpack_from(">I", data, at + 8 + length)
-            if zlib.crc32(view[at + 4 : at + 8 + length]) != check:
+            if _crc(view[at + 4 : at + 8 + length]) != check:
                 raise _corrupt(path, f"check sum of the {kind.decode('latin-1')!r} chunk fails")
         chunks.append((kind, body))
         at += 12 + length
         if kind == b"IEND":
             chunks.append((b"", view[at:]))
             return chunks
+
+
+def check_sums(data: bytes, path: str) -> None:
+    """Make sure that a PNG file's critical chunks are whole.
+
+    Raises:
+        CorruptMask: one is cut off, or its check sum fails.
+    """
+    _chunks(data, path)
 
 
 def parse(data: bytes, path: str) -> Png:
@@ -205,13 +227,18 @@ def ids(png: Png, path: str) -> LabelMap:
     """
     rows = inflate(png, path)
     if png.depth >= 8 and unfiltered(png, rows):
-        if png.depth == 8:
-            return rows.reshape(png.height, 1 + png.width)[:, 1:]
-        return _wide(rows, png.height, png.width).astype(np.uint16)
+        return pixels(png, rows)
     samples = _by_libpng(assemble(png, GREY, None), path)
     if png.depth < 8:  # libpng stretches 1, 2 and 4 bits to 0..255
         samples //= 255 // ((1 << png.depth) - 1)
     return samples
+
+
+def pixels(png: Png, rows: NDArray[np.uint8]) -> LabelMap:
+    """Return the pixels of unfiltered rows of 8 bits, a view, or of 16."""
+    if png.depth == 8:
+        return rows.reshape(png.height, 1 + png.width)[:, 1:]
+    return _wide(rows, png.height, png.width).astype(np.uint16)
 
 
 def _wide(rows: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint16]:
@@ -264,9 +291,13 @@ def write(mask: LabelMap, palette: bytes | None) -> bytes:
     else:
         grid[:, 1:] = mask
     data = _pack(rows)
+    held = _QUICK.get()
     colour = PALETTE if palette is not None and not wide else GREY
     png = Png(height, width, 16 if wide else 8, colour, False, None, data, True)
-    return assemble(png, colour, palette if colour == PALETTE else None)
+    file = assemble(png, colour, palette if colour == PALETTE else None)
+    if held is not None:
+        held[id(file)] = file, rows
+    return file
 
 
 def write_colours(pixels: NDArray[np.uint8]) -> bytes:

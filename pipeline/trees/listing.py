@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import LayoutError, UsageError
 from pipeline.files import ARCHIVE_URL, local_path, locate, open_tree, without_secrets
+from pipeline.image_header import IMAGE_SUFFIXES
 from pipeline.runs.keys import text_numbers
 from pipeline.samples import MOST_ROWS, SCHEMA, coded, of_batch
 from pipeline.trees.manifest import FOUND, read_manifest
@@ -28,11 +29,6 @@ if TYPE_CHECKING:
     from pipeline.files import Tree
     from pipeline.record import Sample
 
-IMAGE_SUFFIXES: Final = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif",
-    ".ppm", ".pgm", ".pnm", ".jp2", ".avif", ".heic", ".heif", ".jxl",
-)  # fmt: skip
-"""What is listed; some kinds have no decoder everywhere, and fail with a word about that."""
 _MANIFESTS: Final = (".txt", ".csv", ".parquet")
 _MAGIC: Final = re.compile(r"[*?[]")
 # The name without its suffix, as `posixpath.splitext` has it: dots that begin a name are no suffix.

@@ -79,33 +79,50 @@ class LocalSink(Sink):
 
     def write(self, name: str, data: bytes | memoryview) -> None:
         """Write a file through a temporary one beside it."""
-        with self.stream(name) as file:
-            file.write(data)
+        target = self.url_of(name)
+        part = _part_of(target)
+        with _named(target):
+            handle = _create(part)
+        try:
+            try:
+                _write_all(handle, data)
+                if self.durable:
+                    os.fsync(handle)
+            finally:
+                os.close(handle)
+            self._place(part, target)
+        except BaseException as error:
+            os.unlink(part)
+            if isinstance(error, OSError) and error.errno in _FULL:
+                raise no_space(target, error) from error
+            raise
+
+    def _place(self, part: str, target: str) -> None:
+        """Give a finished temporary file its name."""
+        with _named(target):
+            os.replace(part, target)
+        if self.durable:
+            _sync_directory(os.path.dirname(target))
 
     @contextmanager
     def stream(self, name: str) -> Iterator[BinaryIO]:
         """Open a temporary file that takes the name when the block ends without an error."""
         target = self.url_of(name)
-        parent = os.path.dirname(target)
-        # Hidden, so that no listing shows what a crash left; short, as the name may be 255 bytes.
-        part = f"{parent}/.segmill-{os.getpid()}-{threading.get_ident()}-{next(_SERIAL)}.tmp"
+        part = _part_of(target)
         with _named(target):
-            opened = _create(part)
+            opened = os.fdopen(_create(part), "w+b")
         try:
             with opened as file:
                 yield file
                 if self.durable:
                     file.flush()
                     os.fsync(file.fileno())
-            with _named(target):
-                os.replace(part, target)
+            self._place(part, target)
         except BaseException as error:
             os.unlink(part)
             if isinstance(error, OSError) and error.errno in _FULL:
                 raise no_space(target, error) from error
             raise
-        if self.durable:
-            _sync_directory(parent)
 
     def remove(self, name: str) -> None:
         """Remove a file; one that is not there is no error."""
@@ -154,13 +171,29 @@ def no_space(path: str, error: OSError) -> NoSpace:
     )
 
 
-def _create(path: str) -> BinaryIO:
-    """Create a file, and its directories if they are not there yet."""
+def _part_of(target: str) -> str:
+    """Return a temporary file's path beside its target.
+
+    Hidden, so that no listing shows what a crash left; short, as the name may be 255 bytes.
+    """
+    parent = os.path.dirname(target)
+    return f"{parent}/.segmill-{os.getpid()}-{threading.get_ident()}-{next(_SERIAL)}.tmp"
+
+
+def _create(path: str) -> int:
+    """Create a file, and its directories if they are not there yet; return its descriptor."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
-        return open(path, "x+b")
+        return os.open(path, flags, 0o666)
     except FileNotFoundError:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        return open(path, "x+b")
+        return os.open(path, flags, 0o666)
+
+
+def _write_all(handle: int, data: bytes | memoryview) -> None:
+    left = memoryview(data).cast("B")
+    while left:
+        left = left[os.write(handle, left) :]  # Linux takes 2 GiB at once
 
 
 def _sync_directory(path: str) -> None:

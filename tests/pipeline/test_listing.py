@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from pipeline.errors import LayoutError, MissingFile, UnsafePath, UsageError
 from pipeline.files import read_url
-from pipeline.images import list_images
 from pipeline.trees import listing, manifest
+from pipeline.trees.listing import list_images
 from tests.pipeline.sources import tar_bytes, write_directory, zip_bytes
 
 FILES = {

@@ -303,8 +303,8 @@ def test_wrong_number_of_classes():
 
 
 def test_records_of_an_instance_model(tmp_path):
-    from pipeline.images import list_images
     from pipeline.segmenter import SegmenterFactory
+    from pipeline.trees.listing import list_images
     from tests.samples import write_scenes
 
     write_scenes(tmp_path, 3)

@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from pipeline import masks
 from pipeline.errors import InputError, ModelError, UsageError, WorkerDied
-from pipeline.images import decode, list_images
+from pipeline.images import decode
 from pipeline.labelling import label_digest
 from pipeline.models import load_model
 from pipeline.models.loaded import LoadedModel
@@ -22,6 +22,7 @@ from pipeline.segmenter import Segmenter, SegmenterFactory, keep_freed_memory, p
 from pipeline.spent import BESIDE, OWN
 from pipeline.store import Store
 from pipeline.streetscenes import scene
+from pipeline.trees.listing import list_images
 from tests.samples import write_scenes
 
 URI = "zoo:enet?label_space=camvid-11&seed=3"
