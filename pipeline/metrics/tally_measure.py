@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 INTERSECTION, TRUTH, PREDICTED = range(3)
 """The places of a tally's second axis: pixels [n, 3, C]."""
 KEPT, GAINED, LOST = range(3)
-"""The same of changes: pixels of a class in both label sets, in the new one only, in the old one
-only."""
+"""The same of changes [n, 3, C + 1]: pixels of a class in both label sets, in the new one only, in
+the old one only; the last column is "no label", so that kept and lost pixels are all pixels."""
 
 
 class TallyGathering(Protocol):
@@ -40,8 +40,8 @@ class TallyGathering(Protocol):
 
         `tallies` is [n, 3, C]; `keys` [n] are hashes of dataset, split and image_id, the same in
         every run; `rows` holds the asked columns of truth. A paired measure also gets the
-        baseline's tallies and the changes from the baseline to the prediction, [n, 3, C] each, and
-        sees only images that the baseline has labels for.
+        baseline's tallies [n, 3, C] and the changes from the baseline to the prediction
+        [n, 3, C + 1], and sees only images that the baseline has labels for.
         """
         ...
 
