@@ -125,7 +125,7 @@ def _score(
     """Score, and write each image's figures as they come."""
     import pyarrow.parquet as pq
 
-    from pipeline.metrics.pair_scores import IMAGE_SCHEMA
+    from pipeline.metrics.block import IMAGE_SCHEMA
     from pipeline.scoring import score
 
     truth, pred = stores

@@ -173,17 +173,17 @@ class Tally:
     @property
     def iou(self) -> Floats:
         """Intersection over union of each class, [C]."""
-        return _ratio(self.intersection, self.union)
+        return ratio(self.intersection, self.union)
 
     @property
     def recall(self) -> Floats:
         """Share of each class's truth that was predicted rightly (its accuracy), [C]."""
-        return _ratio(self.intersection, self.truth)
+        return ratio(self.intersection, self.truth)
 
     @property
     def precision(self) -> Floats:
         """Share of each class's predictions that are right, [C]."""
-        return _ratio(self.intersection, self.predicted)
+        return ratio(self.intersection, self.predicted)
 
     @property
     def miou(self) -> float:
@@ -230,11 +230,14 @@ class ConfusionMatrix:
 
     def update(self, pairs: Pairs, rows: Index, columns: Index) -> None:
         """Add counted pairs; ids that `rows` and `columns` give no class are void or no label."""
-        row, column = rows[pairs.truth], columns[pairs.predicted]
+        self.add(rows[pairs.truth], columns[pairs.predicted], pairs.counts)
+
+    def add(self, row: Index, column: Index, counts: Counts) -> None:
+        """Add counted pairs of class positions; negative ones are void or no label."""
         valid = row >= 0
         column = np.where(column >= 0, column, len(self.counts))
-        np.add.at(self.counts, (row[valid], column[valid]), pairs.counts[valid])
-        self.void += int(pairs.counts[~valid].sum())
+        np.add.at(self.counts, (row[valid], column[valid]), counts[valid])
+        self.void += int(counts[~valid].sum())
 
     def __add__(self, other: ConfusionMatrix) -> ConfusionMatrix:
         return ConfusionMatrix(self.counts + other.counts, self.void + other.void)
@@ -265,7 +268,8 @@ def _sums(position: Index, counts: Counts, where: NDArray[np.bool_], classes: in
     return sums.astype(np.int64)
 
 
-def _ratio(part: Counts, whole: Counts) -> Floats:
+def ratio(part: Counts | Floats, whole: Counts) -> Floats:
+    """Return part / whole, [n]; nan where the whole is nothing."""
     out: Floats = np.full(len(whole), np.nan)
     np.divide(part, whole, out=out, where=whole > 0)
     return out

@@ -31,11 +31,16 @@ class Pair(NamedTuple):
     truth: RowKey
     predicted: RowKey
     split: str
+    baseline: RowKey | None = None
+    """The row of the image in the label set that the prediction is compared with."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pairing:
-    """Rows of truth with their predictions, in the order of truth; and what is left over."""
+    """Rows of truth with their predictions, in the order of truth; and what is left over.
+
+    Iterating gives the pairs, beside which `baseline` names rows of a third store.
+    """
 
     truth: Listing
     predicted: Listing
@@ -43,6 +48,8 @@ class Pairing:
     """For each row of truth the row of its prediction, or -1."""
     by_path: int
     by_id: int
+    baseline: Pairing | None = None
+    """The same rows of truth with those of the baseline."""
 
     @property
     def pairs(self) -> int:
@@ -65,11 +72,18 @@ class Pairing:
             rows = matched[start : start + _BLOCK]
             splits = self.truth.keys["split"].take(pa.array(rows)).to_pylist()
             sides = self.truth.named(rows), self.predicted.named(self.partner[rows])
-            yield from map(Pair._make, zip(*sides, splits, strict=True))
+            third = [None] * len(rows) if self.baseline is None else self.baseline._partners(rows)
+            yield from map(Pair._make, zip(*sides, splits, third, strict=True))
+
+    def _partners(self, rows: NDArray[np.int64]) -> list[RowKey | None]:
+        """Return the partner of each of some rows of truth, None where it has none."""
+        partner = self.partner[rows]
+        named = iter(self.predicted.named(partner[partner >= 0]))
+        return [next(named) if there else None for there in (partner >= 0).tolist()]
 
 
-def pair_rows(truth: Listing, predicted: Listing) -> Pairing:
-    """Find the prediction of each row of truth.
+def pair_rows(truth: Listing, predicted: Listing, of: str = "the predictions") -> Pairing:
+    """Find the prediction of each row of truth; `of` names the second listing in messages.
 
     Raises:
         UsageError: a row of truth has more than one prediction.
@@ -83,7 +97,7 @@ def pair_rows(truth: Listing, predicted: Listing) -> Pairing:
             hashes = (truth.hashes(*columns), predicted.hashes(*columns))
             found += _match(partner, truth, predicted, *hashes)
     if not found:
-        raise SegmillError(_no_pair(truth, predicted))
+        raise SegmillError(_no_pair(truth, predicted, of))
     return Pairing(truth, predicted, partner, by_path, found - by_path)
 
 
@@ -115,12 +129,12 @@ def _match(
     return int(hit.sum())
 
 
-def _no_pair(truth: Listing, predicted: Listing) -> str:
+def _no_pair(truth: Listing, predicted: Listing, of: str) -> str:
     if not truth.rows or not predicted.rows:
-        which = "truth" if not truth.rows else "prediction"
+        which = "the truth" if not truth.rows else of
         return f"no row of {which} is left to score; look at the stores and at the filter"
     return (
         f"no image of the truth ({truth.rows} rows, the first {truth.key(0).image_id!r}) is among "
-        f"the predictions ({predicted.rows} rows, the first {predicted.key(0).image_id!r}): "
+        f"{of} ({predicted.rows} rows, the first {predicted.key(0).image_id!r}): "
         f"neither paths nor ids agree"
     )
