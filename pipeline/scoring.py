@@ -18,6 +18,7 @@ import numpy as np
 from pipeline.errors import RemapError, UsageError
 from pipeline.label_space import LabelSpace, find_remap
 from pipeline.label_space import label_space as built_in
+from pipeline.metrics.agreement import Agreement
 from pipeline.metrics.confusion import UNDEFINED, ConfusionMatrix, Index, Tally, class_index
 from pipeline.metrics.gather import Gather, ImageScore
 from pipeline.metrics.pair_scores import PairChunk, ScorePlan, pair_chunks
@@ -46,6 +47,12 @@ _MOST_BYTES: Final = 32 << 20
 # Opening a store's files for a chunk takes some ten milliseconds, as scoring twenty small pairs.
 _FEWEST_PAIRS: Final = 128
 _FEWEST_BYTES: Final = 1 << 20
+
+
+_SCORES: Final = ("miou", "pixel_accuracy", "mean_accuracy", "fwiou", "coverage")
+_COLUMNS: Final = ("iou", "recall", "precision", "truth", "predicted", "intersection")
+_SHARED: Final = ("iou", "truth", "predicted", "intersection")
+"""Figures of a class that treat both sides alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +90,8 @@ class Scores:
     """The first thousand of those; they are scored against truth all the same."""
     measured: Mapping[str, Any] = field(default_factory=dict)
     """The figures of the measures that were asked for, by name."""
+    agreement: bool = False
+    """Whether truth is but another label set, so that agreement is all that there is to say."""
 
     @property
     def skipped(self) -> int:
@@ -100,12 +109,16 @@ class Scores:
         return tuple(self.space.by_id[i].name for i in self.space.train_ids)
 
     def figures(self) -> dict[str, Any]:
-        """Return the scores for a JSON summary; None stands for a share of nothing."""
+        """Return the scores for a JSON summary; None stands for a share of nothing.
+
+        Of labels against labels, those that call one of the two right are left out.
+        """
+        names = ("miou",) if self.agreement else _SCORES
+        columns = _SHARED if self.agreement else _COLUMNS
         tally = self.tally
-        names = ("miou", "pixel_accuracy", "mean_accuracy", "fwiou", "coverage")
-        columns = ("iou", "recall", "precision", "truth", "predicted", "intersection")
         arrays = [getattr(tally, c).tolist() for c in columns]
         return {
+            "compares": "labels with labels" if self.agreement else "labels with truth",
             **{name: _known(getattr(tally, name)) for name in names},
             "label_space": self.space.name,
             "pixels": tally.pixels,
@@ -140,22 +153,26 @@ def score(
     where: pc.Expression | str | None = None,
     pred_where: pc.Expression | str | None = None,
     baseline: Store | None = None,
+    baseline_where: pc.Expression | str | None = None,
+    agreement: bool = False,
     measures: Sequence[Measure] = (),
     tally_measures: Sequence[TallyMeasure] = (),
     extremes: int = 12,
+    on_space: Callable[[LabelSpace], None] | None = None,
     on_images: Callable[[pa.RecordBatch], None] | None = None,
 ) -> Scores:
     """Score the predictions of one store against the truth of another.
 
     `label_space` names the classes that are scored; without it the two stores' own, or the coarser
-    one where they differ. `where` filters truth, `pred_where` predictions (as `Store.scan`).
+    one where they differ. `where` filters truth, `pred_where` predictions, `baseline_where` the
+    baseline (as `Store.scan`).
 
     `measures` are dearer kinds of score, counted on each pair of label maps; `tally_measures`
     follow from the images' tallies. Among those, paired ones compare the prediction with that of
-    `baseline`, over the images that it has labels for; without one, with truth itself (labels
-    against labels).
+    `baseline`, over the images that it has labels for. With `agreement`, truth is no truth but an
+    earlier label set; its agreement with the prediction and what changed are counted instead.
 
-    `on_images` gets the images' rows (`image_schema(measures)`) in the order of truth, a batch at a
+    `on_space` gets the label space that is scored before the work begins; `on_images` gets the images' rows (`image_schema(measures)`) in the order of truth, a batch at a
     time. Bad pairs are data: counted, and described in `failures`; a pair is counted by all
     measures or by none.
 
@@ -170,6 +187,9 @@ def score(
     space = _target(label_space, *spaces)
     if not space.train_ids:
         raise UsageError(f"label space {space.name!r} has no class to score; all of it is void")
+    if on_space is not None:
+        on_space(space)
+    tally_measures = (*tally_measures, *((Agreement(),) if agreement else ()))
     asked = (*(m.truth_columns for m in measures), *(m.columns for m in tally_measures))
     plan = ScorePlan(
         Side("truth", truth, _positions(spaces[0], space), _columns(asked)),
@@ -184,7 +204,7 @@ def score(
         tally_measures=tuple(tally_measures),
     )
     if baseline is not None:
-        earlier = pair_rows(pairing.truth, list_rows(baseline), of="the baseline")
+        earlier = pair_rows(pairing.truth, list_rows(baseline, baseline_where), "baseline")
         index = _positions(_used_spaces(baseline, earlier.predicted), space)
         plan = replace(plan, baseline=Side("baseline", baseline, index))
         pairing = replace(pairing, baseline=earlier)
@@ -205,7 +225,9 @@ def _scores(
     space: LabelSpace,
     spaces: tuple[dict[str, LabelSpace], dict[str, LabelSpace]],
 ) -> Scores:
-    sums = gather.sums
+    sums, measured = gather.sums, gather.figures()
+    agreement = "changes" in measured
+    measured |= measured.pop("changes", {})
     return Scores(
         space=space,
         matrix=sums.matrix,
@@ -226,7 +248,8 @@ def _scores(
         compared=sums.compared,
         incomparable=gather.incomparable,
         incomparable_failures=tuple(sums.incomparable),
-        measured=gather.figures(),
+        measured=measured,
+        agreement=agreement,
     )
 
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from pipeline.metrics.pair_scores import ChunkScore, PairChunk, ScorePlan
     from pipeline.metrics.pairing import Pair
     from pipeline.runner import Outcome
-    from pipeline.runs.failures import Failure
 
 FAILURES_KEPT: Final = 1000
 _BINS: Final = 20
@@ -154,14 +153,13 @@ class Gather:
 
     def figures(self) -> dict[str, Any]:
         """Return the figures of all measures by name."""
-        plan = self._plan
-        return {
-            measure.name: gathering.figures()
-            for measure, gathering in (
-                *zip(plan.measures, self._sums.gatherings, strict=True),
-                *zip(plan.tally_measures, self._sums.tallied, strict=True),
-            )
-        }
+        plan, sums = self._plan, self._sums
+        found: dict[str, Any] = {}
+        for measure, gathering in zip(plan.measures, sums.gatherings, strict=True):
+            found[measure.name] = gathering.figures()
+        for tally, held in zip(plan.tally_measures, sums.tallied, strict=True):
+            found[tally.name] = held.figures()
+        return found
 
 
 def _rank_of(image: ImageScore) -> tuple[float, Any]:

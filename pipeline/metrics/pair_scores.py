@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from pipeline.metrics.block import FlatPairs
     from pipeline.metrics.measure import Gathering, Measure
     from pipeline.metrics.pairing import Pair
-    from pipeline.metrics.tally_measure import TallyGathering, TallyMeasure
     from pipeline.metrics.sides import Cell, Side
+    from pipeline.metrics.tally_measure import TallyGathering, TallyMeasure
 
 _MOST_ENTRIES: Final = 1 << 18  # counted pairs held: noise has as many as pixels
 _MOST_CELLS: Final = 1 << 20  # images times classes of a block: 24 MiB of tallies

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _NONE: Final = -1
 _BLOCK: Final = 4096
+_NAMES: Final = {"pred": "the predictions", "baseline": "the baseline"}
 
 
 class Pair(NamedTuple):
@@ -82,20 +83,20 @@ class Pairing:
         return [next(named) if there else None for there in (partner >= 0).tolist()]
 
 
-def pair_rows(truth: Listing, predicted: Listing, of: str = "the predictions") -> Pairing:
-    """Find the prediction of each row of truth; `of` names the second listing in messages.
+def pair_rows(truth: Listing, predicted: Listing, of: str = "pred") -> Pairing:
+    """Find the prediction of each row of truth; `of` is the option that the second listing is of.
 
     Raises:
         UsageError: a row of truth has more than one prediction.
         SegmillError: no row of truth has a prediction.
     """
     partner = np.full(truth.rows, _NONE, np.int64)
-    by_path = _match(partner, truth, predicted, truth.places(), predicted.places())
+    by_path = _match(partner, truth, predicted, truth.places(), predicted.places(), of)
     found = by_path
     for columns in (("split", "image_id"), ("image_id",)):
         if found < truth.rows and found < predicted.rows:
             hashes = (truth.hashes(*columns), predicted.hashes(*columns))
-            found += _match(partner, truth, predicted, *hashes)
+            found += _match(partner, truth, predicted, *hashes, of)
     if not found:
         raise SegmillError(_no_pair(truth, predicted, of))
     return Pairing(truth, predicted, partner, by_path, found - by_path)
@@ -107,6 +108,7 @@ def _match(
     predicted: Listing,
     mine: NDArray[np.int64],
     theirs: NDArray[np.int64],
+    of: str,
 ) -> int:
     """Fill in partners of equal hash for rows without one; return how many were found."""
     free = np.ones(predicted.rows, np.bool_)
@@ -121,8 +123,8 @@ def _match(
         names = [predicted.key(int(r)) for r in rows[first[at] : last[at]][:2]]
         raise UsageError(
             f"{truth.key(int(wanted[at])).image_id}: the image has {int((last - first)[at])} "
-            f"predictions ({names[0].dataset}/{names[0].image_id}, "
-            f"{names[1].dataset}/{names[1].image_id}); choose one set with --pred-where"
+            f"rows among {_NAMES[of]} ({names[0].dataset}/{names[0].image_id}, "
+            f"{names[1].dataset}/{names[1].image_id}); choose one set with --{of}-where"
         )
     hit = last > first
     partner[wanted[hit]] = rows[first[hit]]
@@ -131,10 +133,10 @@ def _match(
 
 def _no_pair(truth: Listing, predicted: Listing, of: str) -> str:
     if not truth.rows or not predicted.rows:
-        which = "the truth" if not truth.rows else of
+        which = "the truth" if not truth.rows else _NAMES[of]
         return f"no row of {which} is left to score; look at the stores and at the filter"
     return (
         f"no image of the truth ({truth.rows} rows, the first {truth.key(0).image_id!r}) is among "
-        f"{of} ({predicted.rows} rows, the first {predicted.key(0).image_id!r}): "
+        f"{_NAMES[of]} ({predicted.rows} rows, the first {predicted.key(0).image_id!r}): "
         f"neither paths nor ids agree"
     )

@@ -203,7 +203,7 @@ def test_an_image_with_two_predictions_is_refused_until_one_is_chosen(tmp_path):
         for run in ("a", "b")
     ]
     pred = store_of(tmp_path / "twice", twice)
-    with pytest.raises(UsageError, match=r"2 predictions.*--pred-where"):
+    with pytest.raises(UsageError, match=r"2 rows among the predictions.*--pred-where"):
         score(truth, pred, runner=ONE)
     scores = score(truth, pred, runner=ONE, pred_where="dataset = 'b'")
     assert (scores.done, scores.unused) == (2, 0)
