@@ -172,9 +172,10 @@ def score(
     `baseline`, over the images that it has labels for. With `agreement`, truth is no truth but an
     earlier label set; its agreement with the prediction and what changed are counted instead.
 
-    `on_space` gets the label space that is scored before the work begins; `on_images` gets the images' rows (`image_schema(measures)`) in the order of truth, a batch at a
-    time. Bad pairs are data: counted, and described in `failures`; a pair is counted by all
-    measures or by none.
+    `on_space` gets the label space that is scored before the work begins; `on_images` the images'
+    rows (`image_schema` with the measures' columns) in the order of truth, a batch at a time. Bad
+    pairs are data: counted, and described in `failures`; a pair is counted by all measures or by
+    none.
 
     Raises:
         UsageError: an image has two predictions, or rows use several label spaces and none was
