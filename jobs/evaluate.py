@@ -92,10 +92,11 @@ def evaluate(
     ] = None,
     slice_by: Annotated[
         list[str] | None,
-        typer.Option("--slice", help="Score slices of the images: by a column or an expression."),
-    ] = None,
-    slice_csv: Annotated[
-        str | None, typer.Option(help="A CSV of images' attributes to slice by.")
+        typer.Option(
+            "--slice",
+            help="Score slices: a column, size, brightness, class:NAME, 'NAME: SQL condition', or "
+            "a CSV file of images' attributes.",
+        ),
     ] = None,
     fail_if: Annotated[
         list[str] | None,
@@ -120,9 +121,7 @@ def evaluate(
         stores = Stores.open(
             (truth, truth_version), (pred, pred_version), (baseline, baseline_version)
         )
-        asked = Asked.of(
-            measure or (), slice_by or (), slice_csv, fail_if or (), stores.baseline is not None
-        )
+        asked = Asked.of(measure or (), slice_by or (), fail_if or (), stores)
         chosen = choose(
             runner,
             seconds=min(stores.truth.count(), stores.pred.count()) * SECONDS_AN_IMAGE,
@@ -138,7 +137,7 @@ def evaluate(
             "pred-version": pred_version, "baseline": baseline,
             "baseline-version": baseline_version, "label-space": label_space, "split": split,
             "where": where, "pred-where": pred_where, "baseline-where": baseline_where,
-            "measure": measure, "slice": slice_by, "slice-csv": slice_csv, "fail-if": fail_if,
+            "measure": measure, "slice": slice_by, "fail-if": fail_if,
             "out": out,
         }  # fmt: skip
         _write(sink, scores, stores, made_by(scores, stores.named(), arguments))
@@ -200,7 +199,7 @@ def _score(
             agreement=stores.agreement,
             on_space=asked.check_classes,
             measures=asked.measures,
-            tally_measures=() if stores.agreement else asked.tallies,
+            tally_measures=asked.tallies,
             extremes=extremes,
             on_images=keep,
         )

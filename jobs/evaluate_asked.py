@@ -77,9 +77,8 @@ class Asked:
         cls,
         names: Sequence[str],
         slices: Sequence[str],
-        slice_csv: str | None,
         conditions: Sequence[str],
-        paired: bool,
+        stores: Stores,
     ) -> Asked:
         """Make the measures; those that a gate asks for are measured unasked.
 
@@ -95,12 +94,13 @@ class Asked:
 
             gates = tuple(parse(text) for text in conditions)
         wanted = {section for gate in gates for section in gate.sections}
-        for section, there in (("baseline", paired), ("slices", slices or slice_csv)):
+        for section, there in (("baseline", stores.baseline), ("slices", slices)):
             if section in wanted and not there:
-                raise UsageError(f"--fail-if asks for {section}, but no --{section} is given")
+                option = section.removesuffix("s")
+                raise UsageError(f"--fail-if asks for {section}, but --{option} is not given")
         return cls(
             measures({*names, *(wanted & MEASURES.keys())}),
-            _tallies(slices, slice_csv, paired),
+            () if stores.agreement else _tallies(slices, stores),
             gates,
         )
 
@@ -135,16 +135,16 @@ def gates_said(gates: Sequence[Mapping[str, Any]]) -> str | None:
     return "; ".join(said) or None
 
 
-def _tallies(slices: Sequence[str], slice_csv: str | None, paired: bool) -> tuple[Any, ...]:
+def _tallies(slices: Sequence[str], stores: Stores) -> tuple[TallyMeasure, ...]:
     from pipeline.metrics.bootstrap import intervals
 
     found: list[TallyMeasure] = [intervals()]
-    if paired:
+    if stores.baseline is not None:
         from pipeline.metrics.compare import baseline
 
         found.append(baseline())
-    if slices or slice_csv:
+    if slices:
         from pipeline.metrics.slices import slices as sliced
 
-        found.append(sliced(slices, slice_csv))
+        found.append(sliced(slices, stores.truth))
     return tuple(found)
