@@ -93,6 +93,8 @@ class Asked:
             from pipeline.metrics.gates import parse
 
             gates = tuple(parse(text) for text in conditions)
+        if stores.agreement and slices:
+            raise UsageError("--slice is of scores against --truth, which is not given")
         wanted = {section for gate in gates for section in gate.sections}
         for section, there in (("baseline", stores.baseline), ("slices", slices)):
             if section in wanted and not there:

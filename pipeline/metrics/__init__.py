@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from pipeline.metrics.measure import Measure
 
 MEASURES: Final[Mapping[str, str]] = {
-    "boundary": "pipeline.metrics.boundary:boundary",
-    "calibration": "pipeline.metrics.calibration:calibration",
+    "boundary": "pipeline.metrics.boundary:Boundary",
+    "calibration": "pipeline.metrics.calibration:Calibration",
     "cityscapes": "pipeline.metrics.cityscapes:cityscapes",
     "objects": "pipeline.metrics.objects:objects",
     "panoptic": "pipeline.metrics.panoptic:panoptic",
