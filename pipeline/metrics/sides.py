@@ -48,8 +48,8 @@ class Side:
             LabelOutOfRange: the cell's label space does not define one of them.
         """
         positions = self.index[cell.space][ids]
-        strange = np.unique(ids[positions == UNDEFINED])
-        if strange.size:
+        if (positions == UNDEFINED).any():
+            strange = np.unique(ids[positions == UNDEFINED])
             raise LabelOutOfRange(
                 cell.path,
                 f"the {self.name} holds ids that label space {cell.space!r} does not define: "
