@@ -19,7 +19,16 @@ from pipeline.metrics.tally_measure import GAINED, KEPT, LOST
 from pipeline.record import File
 from pipeline.runner import LocalRunner
 from pipeline.scoring import score
-from tests.pipeline.test_scoring import CAMVID, ONE, masks_of, noisy, plain, record, store_of, stores
+from tests.pipeline.test_scoring import (
+    CAMVID,
+    ONE,
+    masks_of,
+    noisy,
+    plain,
+    record,
+    store_of,
+    stores,
+)
 
 CLASSES = 11
 
