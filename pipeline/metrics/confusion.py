@@ -12,14 +12,14 @@ cityscapesScripts counts it, and `coverage` says how much of the truth was given
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 LabelMap: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 Counts: TypeAlias = NDArray[np.int64]
@@ -79,7 +79,7 @@ def _pairs_of_runs(truth: LabelMap, predicted: LabelMap) -> Pairs | None:
     """Count runs of one pair; None where there are so many that pixels are counted faster."""
     gap = _row_gap(truth)
     if gap is None or gap != _row_gap(predicted):
-        truth, predicted, gap = np.ascontiguousarray(truth), np.ascontiguousarray(predicted), 0
+        truth, predicted, gap = truth.copy("C"), predicted.copy("C"), 0
     rows = max(1, _BLOCK // truth.shape[1])
     runs = []
     for top in range(0, truth.shape[0], rows):
@@ -89,8 +89,8 @@ def _pairs_of_runs(truth: LabelMap, predicted: LabelMap) -> Pairs | None:
         runs.append(found)
     if len(runs) == 1:
         return _sum_of_runs(*runs[0])
-    mine, theirs, lengths = (np.concatenate(column) for column in zip(*runs, strict=True))
-    return _sum_of_runs(mine, theirs, lengths)
+    first, second, lengths = zip(*runs, strict=True)
+    return _sum_of_runs(np.concatenate(first), np.concatenate(second), np.concatenate(lengths))
 
 
 def _runs(
@@ -133,7 +133,8 @@ def _flat(labels: LabelMap, gap: int) -> LabelMap:
     """View all pixels, and those between rows, as one row."""
     height, width = labels.shape
     size = height * (width + gap) - gap
-    return as_strided(labels, (size,), (labels.itemsize,), writeable=False)
+    strided = cast("Callable[..., LabelMap]", as_strided)  # its type forgets that of the pixels
+    return strided(labels, (size,), (labels.itemsize,), writeable=False)
 
 
 def _true_places(changes: NDArray[np.bool_]) -> Index | None:
