@@ -1,13 +1,16 @@
-"""Score labels against truth: mIoU, a page to look at, and every image's figures.
+"""Score labels against truth, or against other labels: figures, a page to look at, gates.
 
     segmill evaluate --truth stores/camvid --pred stores/night --split test --out reports/night
+    segmill evaluate --truth stores/camvid --pred stores/new --baseline stores/old \\
+        --fail-if 'miou < baseline - 0.005' --out reports/new
+    segmill evaluate --pred stores/night --baseline stores/night --baseline-version 7 --out churn
 
 Two busy cores: about 800 pairs of 480x360 a second, 95 of 2048x1024.
 """
 
 from __future__ import annotations
 
-import shlex
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,7 +25,10 @@ from jobs.console import (
     WorkersOption,
     command,
     note,
+    tolerated,
 )
+from jobs.evaluate_asked import Asked, Stores, gates_said
+from jobs.evaluate_report import made_by, print_table, tell_what_lacks, why_nothing
 from jobs.progress import Progress
 
 if TYPE_CHECKING:
@@ -30,21 +36,26 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from pipeline.metrics.confusion import Counts
     from pipeline.runner import Runner
     from pipeline.scoring import Scores
     from pipeline.store import Store
     from pipeline.trees.sinks import Sink
 
 APP = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-SECONDS_AN_IMAGE = 0.002
+SECONDS_AN_IMAGE = 0.001
 
 
 @APP.command()
 def evaluate(
-    truth: Annotated[str, typer.Option(help="The label store that is right.")],
     pred: Annotated[str, typer.Option(help="The label store to score.")],
     out: Annotated[str, typer.Option(help="Where the report goes: a directory or a URL.")],
+    truth: Annotated[
+        str | None,
+        typer.Option(
+            help="The label store that is right. Without it, the agreement of the predictions with "
+            "--baseline is reported."
+        ),
+    ] = None,
     label_space: Annotated[
         str | None,
         typer.Option(help="The classes to score; default: the coarser of the two stores' own."),
@@ -64,6 +75,34 @@ def evaluate(
     pred_version: Annotated[
         str | None, typer.Option(help="A version or a tag of the predictions.")
     ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="An earlier label store to compare the predictions with.")
+    ] = None,
+    baseline_version: Annotated[
+        str | None, typer.Option(help="A version or a tag of the baseline.")
+    ] = None,
+    baseline_where: Annotated[
+        str | None, typer.Option(help="Which rows of the baseline: an SQL condition.")
+    ] = None,
+    measure: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Scores that cost more than counting: boundary, calibration, cityscapes, objects, "
+            "panoptic, or all."
+        ),
+    ] = None,
+    slice_by: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--slice",
+            help="Score slices: a column, size, brightness, class:NAME, 'NAME: SQL condition', or "
+            "a CSV file of images' attributes.",
+        ),
+    ] = None,
+    fail_if: Annotated[
+        list[str] | None,
+        typer.Option(help="Exit with code 4 if this holds, as 'miou < baseline - 0.005'."),
+    ] = None,
     images: Annotated[
         int, typer.Option(min=0, max=200, help="Worst and best images to show, of each.")
     ] = 12,
@@ -76,30 +115,41 @@ def evaluate(
 ) -> None:
     """Score one store's labels against another's, and write a report."""
     with command("evaluate", as_json=as_json, debug=debug, max_errors=max_errors) as summary:
+        from pipeline.errors import SegmillError
         from pipeline.files import open_sink
         from pipeline.runner import choose
-        from pipeline.store import Store
 
-        condition = _condition(split or (), where)
-        stores = Store.open(truth, truth_version), Store.open(pred, pred_version)
+        stores = Stores.open(
+            (truth, truth_version), (pred, pred_version), (baseline, baseline_version)
+        )
+        asked = Asked.of(measure or (), slice_by or (), fail_if or (), stores)
         chosen = choose(
             runner,
-            seconds=min(s.count() for s in stores) * SECONDS_AN_IMAGE,
+            seconds=min(stores.truth.count(), stores.pred.count()) * SECONDS_AN_IMAGE,
             address=address,
             workers=workers,
         )
         sink = open_sink(out)
-        filters = (condition, pred_where)
-        scores = _score(stores, chosen, sink, label_space, filters, images)
+        filters = (_condition(split or (), where), pred_where, baseline_where)
+        scores = _score(stores, asked, chosen, sink, label_space, filters, images)
+        scores = _judged(scores, asked, stores, summary)
         arguments = {
-            "truth": truth, "pred": pred, "label-space": label_space, "split": split,
-            "where": where, "pred-where": pred_where, "out": out,
+            "truth": truth, "truth-version": truth_version, "pred": pred,
+            "pred-version": pred_version, "baseline": baseline,
+            "baseline-version": baseline_version, "label-space": label_space, "split": split,
+            "where": where, "pred-where": pred_where, "baseline-where": baseline_where,
+            "measure": measure, "slice": slice_by, "fail-if": fail_if,
+            "out": out,
         }  # fmt: skip
-        _write(sink, scores, stores, _facts(scores, stores, arguments))
-        _book(summary, scores, sink, stores)
+        _write(sink, scores, stores, made_by(scores, stores.named(), arguments))
+        _book(summary, scores, sink, stores.pred)
         if not as_json:
-            _print_table(scores)
-        _tell_what_lacks(scores)
+            print_table(scores)
+        tell_what_lacks(scores, baseline=stores.baseline is not None)
+        if not scores.done:
+            if scores.failed <= tolerated(max_errors, scores.inputs):
+                raise SegmillError(why_nothing(scores))
+            note(why_nothing(scores))  # the exit code is that of the failures
 
 
 def _condition(splits: Sequence[str], where: str | None) -> str | None:
@@ -115,24 +165,25 @@ def _condition(splits: Sequence[str], where: str | None) -> str | None:
 
 
 def _score(
-    stores: tuple[Store, Store],
+    stores: Stores,
+    asked: Asked,
     runner: Runner,
     sink: Sink,
     label_space: str | None,
-    filters: tuple[str | None, str | None],
+    filters: tuple[str | None, str | None, str | None],
     extremes: int,
 ) -> Scores:
     """Score, and write each image's figures as they come."""
     import pyarrow.parquet as pq
 
-    from pipeline.metrics.pair_scores import IMAGE_SCHEMA
+    from pipeline.metrics.block import image_schema
     from pipeline.scoring import score
 
-    truth, pred = stores
+    schema = image_schema([c for m in asked.measures for c in m.image_columns])
     with (
-        Progress("evaluate", truth.count()) as progress,
+        Progress("evaluate", stores.truth.count()) as progress,
         sink.stream("per_image.parquet") as file,
-        pq.ParquetWriter(file, IMAGE_SCHEMA, compression="zstd") as writer,
+        pq.ParquetWriter(file, schema, compression="zstd") as writer,
     ):
 
         def keep(batch: pa.RecordBatch) -> None:
@@ -140,140 +191,58 @@ def _score(
             progress.advance(batch.num_rows)
 
         return score(
-            truth,
-            pred,
+            stores.truth,
+            stores.pred,
             runner=runner,
             label_space=label_space,
             where=filters[0],
             pred_where=filters[1],
+            baseline=stores.baseline,
+            baseline_where=filters[2],
+            agreement=stores.agreement,
+            on_space=asked.check_classes,
+            measures=asked.measures,
+            tally_measures=asked.tallies,
             extremes=extremes,
             on_images=keep,
         )
 
 
-def _write(
-    sink: Sink, scores: Scores, stores: tuple[Store, Store], facts: Mapping[str, str]
-) -> None:
-    """Write the page, the JSON and the matrix."""
-    import json
+def _judged(scores: Scores, asked: Asked, stores: Stores, summary: Summary) -> Scores:
+    """Return the scores with what the baseline is and what the gates say."""
+    measured = dict(scores.measured)
+    if stores.baseline is not None:
+        lacking = scores.done - scores.compared - scores.incomparable
+        measured["baseline"] = {
+            "store": stores.baseline.url,
+            "version": stores.baseline.version,
+            "lacking": lacking,
+            "broken": scores.incomparable,
+            **measured["baseline"],
+        }
+    if asked.gates:
+        measured["gates"] = asked.check(replace(scores, measured=measured))
+        summary.gate = gates_said(measured["gates"])
+    return replace(scores, measured=measured)
 
-    from pipeline.report.examples import examples
-    from pipeline.report.score_page import score_page
 
-    shown = [examples(*stores, images, scores.space) for images in (scores.worst, scores.best)]
-    title = " against ".join(_name(store) for store in reversed(stores))
-    page = score_page(scores, title=title, facts=facts, worst=shown[0], best=shown[1])
-    report = {
-        "inputs": scores.inputs,
-        "done": scores.done,
-        "skipped": scores.skipped,
-        "failed": scores.failed,
-        **scores.figures(),
-        "facts": dict(facts),
-        "worst": [image.row() for image in scores.worst],
-        "best": [image.row() for image in scores.best],
-        "failures": [failure.to_dict() for failure in scores.failures],
-    }
-    sink.write("confusion.csv", _csv(scores.matrix.counts, scores.class_names))
-    sink.write("report.json", json.dumps(report, indent=1).encode() + b"\n")
-    sink.write("index.html", page)
+def _write(sink: Sink, scores: Scores, stores: Stores, facts: Mapping[str, str]) -> None:
+    from pipeline.report.score_files import write_report
+
+    sides = stores.truth, stores.pred
+    title = " against ".join(_name(store) for store in reversed(sides))
+    write_report(sink, scores, sides, title, facts)
 
 
 def _name(store: Store) -> str:
     return store.url.rstrip("/").rsplit("/", 1)[-1]
 
 
-def _csv(counts: Counts, names: Sequence[str]) -> bytes:
-    """Return the matrix with its headings; rows are truth, the last column is "no label"."""
-    import csv
-    import io
+def _book(summary: Summary, scores: Scores, sink: Sink, pred: Store) -> None:
+    from pipeline.report.score_files import FILES
 
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["truth / predicted", *names, "no label"])
-    for name, row in zip(names, counts.tolist(), strict=True):
-        table.writerow([name, *row])
-    return text.getvalue().encode()
-
-
-def _facts(
-    scores: Scores, stores: tuple[Store, Store], arguments: Mapping[str, str | list[str] | None]
-) -> dict[str, str]:
-    """Return how the report was made, for its readers."""
-    from pipeline.release import release
-
-    words = ["segmill", "evaluate"]
-    for name, value in arguments.items():
-        for each in value if isinstance(value, list) else [value]:
-            words += [] if each is None else [f"--{name}", each]
-    truth, pred = stores
-    return {
-        "command": shlex.join(words),
-        "truth": f"{truth.url}, version {truth.version}",
-        "predictions": f"{pred.url}, version {pred.version}",
-        "made by": _models(pred),
-        "label space": f"{scores.space.name}, {len(scores.class_names)} classes scored",
-        "paired": f"{scores.by_path:,} images by path, {scores.by_id:,} by id; "
-        f"{scores.unpredicted:,} without a prediction, {scores.unused:,} predictions left over",
-        "segmill": release(),
-    }
-
-
-def _models(store: Store) -> str:
-    """Return the models that made a store's labels."""
-    found: set[tuple[str, str]] = set()
-    columns = ["provenance.model", "provenance.model_digest"]
-    for batch in store.scan(columns, batch_rows=65536):
-        found.update(zip(*(c.to_pylist() for c in batch.columns), strict=True))
-    named = sorted(f"{model or '?'} ({(digest or '?')[:12]})" for model, digest in found)
-    more = f" and {len(named) - 3} more" if len(named) > 3 else ""
-    return ", ".join(named[:3]) + more or "unknown"
-
-
-def _book(summary: Summary, scores: Scores, sink: Sink, stores: tuple[Store, Store]) -> None:
     summary.inputs, summary.done = scores.inputs, scores.done
     summary.skipped, summary.failed = scores.skipped, scores.failed
-    summary.version = stores[1].version
+    summary.version = pred.version
     summary.figures |= scores.figures()
-    names = {"report": "index.html", "json": "report.json", "per_image": "per_image.parquet"}
-    summary.paths |= {name: sink.url_of(file) for name, file in names.items()}
-    summary.paths["confusion"] = sink.url_of("confusion.csv")
-
-
-def _tell_what_lacks(scores: Scores) -> None:
-    """Say what failed, and why there may be no score at all."""
-    for failure in scores.failures[:5]:
-        note(f"{failure.image_id}: {failure.message}")
-    if not scores.done:
-        note(
-            f"no image was scored: {scores.unpredicted:,} have no prediction, "
-            f"{scores.unlabelled:,} no mask in the truth, {scores.failed:,} failed"
-        )
-
-
-def _print_table(scores: Scores) -> None:
-    """Print the classes' figures and the headline for people."""
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from pipeline.report import percent
-
-    tally = scores.tally
-    table = Table(box=SIMPLE, pad_edge=False)
-    for heading in ("class", "IoU %", "accuracy %", "precision %", "of pixels %"):
-        table.add_column(heading, justify="left" if heading == "class" else "right")
-    share = (tally.truth / max(1, tally.pixels)).tolist()
-    figures = zip(
-        tally.iou.tolist(), tally.recall.tolist(), tally.precision.tolist(), share, strict=True
-    )
-    for name, row in zip(scores.class_names, figures, strict=True):
-        table.add_row(Text(name), *(percent(value) for value in row))
-    console = Console()
-    console.print(table)
-    headline = (
-        f"mIoU {percent(tally.miou)} %   pixel accuracy {percent(tally.pixel_accuracy)} %   "
-        f"mean accuracy {percent(tally.mean_accuracy)} %   fwIoU {percent(tally.fwiou)} %"
-    )
-    console.print(Text(headline, style="bold"), soft_wrap=True)
+    summary.paths |= {name: sink.url_of(file) for name, file in FILES.items()}

@@ -4,44 +4,40 @@
     print(scores.tally.miou)
 
 Rows of the same image are paired (`pipeline.metrics.pairing`) and cut into chunks of names. A
-worker reads a chunk's mask cells from both stores and hands back one matrix and a row an image.
+worker reads a chunk's mask cells from the stores and hands back small sums and a row an image.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import pyarrow as pa
 
-from pipeline.errors import InputError, RemapError, UsageError
+from pipeline.errors import RemapError, UsageError
 from pipeline.label_space import LabelSpace, find_remap
 from pipeline.label_space import label_space as built_in
+from pipeline.metrics.agreement import Agreement
 from pipeline.metrics.confusion import UNDEFINED, ConfusionMatrix, Index, Tally, class_index
-from pipeline.metrics.pair_scores import (
-    IMAGE_SCHEMA,
-    ChunkScore,
-    ImageScore,
-    PairChunk,
-    ScorePlan,
-    failure_of,
-    pair_chunks,
-)
+from pipeline.metrics.gather import Gather, ImageScore
+from pipeline.metrics.pair_scores import PairChunk, ScorePlan, pair_chunks
 from pipeline.metrics.pairing import pair_rows
+from pipeline.metrics.sides import Side
 from pipeline.record import ClassPixels
 from pipeline.tables.rows import list_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    import pyarrow as pa
     import pyarrow.compute as pc
 
     from pipeline.label_space import Loss
+    from pipeline.metrics.measure import Measure
     from pipeline.metrics.pairing import Pairing
-    from pipeline.runner import Outcome, Runner
+    from pipeline.metrics.tally_measure import TallyMeasure
+    from pipeline.runner import Runner
     from pipeline.runs.failures import Failure
     from pipeline.store import Store
     from pipeline.tables.rows import Listing
@@ -51,8 +47,12 @@ _MOST_BYTES: Final = 32 << 20
 # Opening a store's files for a chunk takes some ten milliseconds, as scoring twenty small pairs.
 _FEWEST_PAIRS: Final = 128
 _FEWEST_BYTES: Final = 1 << 20
-_FAILURES_KEPT: Final = 1000
-_BINS: Final = 20
+
+
+_SCORES: Final = ("miou", "pixel_accuracy", "mean_accuracy", "fwiou", "coverage")
+_COLUMNS: Final = ("iou", "recall", "precision", "truth", "predicted", "intersection")
+_SHARED: Final = ("iou", "truth", "predicted", "intersection")
+"""Figures of a class that treat both sides alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,16 @@ class Scores:
     truth_loss: Loss | None
     """What the remap of truth lost; None where none was needed."""
     predicted_loss: Loss | None
+    compared: int = 0
+    """Images that were compared with the baseline."""
+    incomparable: int = 0
+    """Images whose baseline has a mask, but a broken one."""
+    incomparable_failures: tuple[Failure, ...] = ()
+    """The first thousand of those; they are scored against truth all the same."""
+    measured: Mapping[str, Any] = field(default_factory=dict)
+    """The figures of the measures that were asked for, by name."""
+    agreement: bool = False
+    """Whether truth is but another label set, so that agreement is all that there is to say."""
 
     @property
     def skipped(self) -> int:
@@ -99,12 +109,16 @@ class Scores:
         return tuple(self.space.by_id[i].name for i in self.space.train_ids)
 
     def figures(self) -> dict[str, Any]:
-        """Return the scores for a JSON summary; None stands for a share of nothing."""
+        """Return the scores for a JSON summary; None stands for a share of nothing.
+
+        Of labels against labels, those that call one of the two right are left out.
+        """
+        names = ("miou",) if self.agreement else _SCORES
+        columns = _SHARED if self.agreement else _COLUMNS
         tally = self.tally
-        names = ("miou", "pixel_accuracy", "mean_accuracy", "fwiou", "coverage")
-        columns = ("iou", "recall", "precision", "truth", "predicted", "intersection")
         arrays = [getattr(tally, c).tolist() for c in columns]
         return {
+            "compares": "labels with labels" if self.agreement else "labels with truth",
             **{name: _known(getattr(tally, name)) for name in names},
             "label_space": self.space.name,
             "pixels": tally.pixels,
@@ -122,6 +136,7 @@ class Scores:
                 name: {c: _known(v) for c, v in zip(columns, values, strict=True)}
                 for name, values in zip(self.class_names, zip(*arrays, strict=True), strict=True)
             },
+            **self.measured,
         }
 
 
@@ -137,33 +152,119 @@ def score(
     label_space: str | None = None,
     where: pc.Expression | str | None = None,
     pred_where: pc.Expression | str | None = None,
+    baseline: Store | None = None,
+    baseline_where: pc.Expression | str | None = None,
+    agreement: bool = False,
+    measures: Sequence[Measure] = (),
+    tally_measures: Sequence[TallyMeasure] = (),
     extremes: int = 12,
+    on_space: Callable[[LabelSpace], None] | None = None,
     on_images: Callable[[pa.RecordBatch], None] | None = None,
 ) -> Scores:
     """Score the predictions of one store against the truth of another.
 
     `label_space` names the classes that are scored; without it the two stores' own, or the coarser
-    one where they differ. `where` filters truth, `pred_where` predictions (as `Store.scan`).
-    `on_images` gets the images' rows (`IMAGE_SCHEMA`) in the order of truth, a batch at a time.
-    Bad pairs are data: counted, and described in `failures`.
+    one where they differ. `where` filters truth, `pred_where` predictions, `baseline_where` the
+    baseline (as `Store.scan`).
+
+    `measures` are dearer kinds of score, counted on each pair of label maps; `tally_measures`
+    follow from the images' tallies. Among those, paired ones compare the prediction with that of
+    `baseline`, over the images that it has labels for. With `agreement`, truth is no truth but an
+    earlier label set; its agreement with the prediction and what changed are counted instead.
+
+    `on_space` gets the label space that is scored before the work begins; `on_images` the images'
+    rows (`image_schema` with the measures' columns) in the order of truth, a batch at a time. Bad
+    pairs are data: counted, and described in `failures`; a pair is counted by all measures or by
+    none.
 
     Raises:
         UsageError: an image has two predictions, or rows use several label spaces and none was
             named.
         RemapError: no remap leads to the label space.
-        SegmillError: no row of truth has a prediction.
+        SegmillError: no row of truth has a prediction, or one of the baseline.
     """
     pairing = pair_rows(list_rows(truth, where), list_rows(pred, pred_where))
-    sides = (_used_spaces(truth, pairing.truth), _used_spaces(pred, pairing.predicted))
-    space = _target(label_space, *sides)
+    spaces = (_used_spaces(truth, pairing.truth), _used_spaces(pred, pairing.predicted))
+    space = _target(label_space, *spaces)
     if not space.train_ids:
         raise UsageError(f"label space {space.name!r} has no class to score; all of it is void")
-    plan = ScorePlan(truth, pred, space, *(_positions(side, space) for side in sides))
-    gather = _Gather(space, extremes, on_images)
-    size = chunk_size(pairing.pairs, truth, pred)
+    if on_space is not None:
+        on_space(space)
+    tally_measures = (*tally_measures, *((Agreement(),) if agreement else ()))
+    asked = (*(m.truth_columns for m in measures), *(m.columns for m in tally_measures))
+    plan = ScorePlan(
+        Side("truth", truth, _positions(spaces[0], space), _columns(asked)),
+        Side(
+            "prediction",
+            pred,
+            _positions(spaces[1], space),
+            _columns(m.predicted_columns for m in measures),
+        ),
+        space,
+        measures=tuple(measures),
+        tally_measures=tuple(tally_measures),
+    )
+    if baseline is not None:
+        earlier = pair_rows(pairing.truth, list_rows(baseline, baseline_where), "baseline")
+        index = _positions(_used_spaces(baseline, earlier.predicted), space)
+        plan = replace(plan, baseline=Side("baseline", baseline, index))
+        pairing = replace(pairing, baseline=earlier)
+    gather = Gather(plan, extremes, on_images)
+    size = chunk_size(pairing.pairs, *(s.store for s in plan.sides))
     for outcome in runner.map(plan, pair_chunks(pairing, size), split=PairChunk.halves):
         gather.take(outcome)
-    return gather.scores(pairing, sides)
+    return _scores(gather, pairing, space, spaces)
+
+
+def _columns(asked: Iterable[Sequence[str]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for names in asked for name in names))
+
+
+def _scores(
+    gather: Gather,
+    pairing: Pairing,
+    space: LabelSpace,
+    spaces: tuple[dict[str, LabelSpace], dict[str, LabelSpace]],
+) -> Scores:
+    sums, measured = gather.sums, gather.figures()
+    agreement = "changes" in measured
+    measured |= measured.pop("changes", {})
+    return Scores(
+        space=space,
+        matrix=sums.matrix,
+        inputs=pairing.truth.rows,
+        done=gather.done,
+        unpredicted=pairing.unpredicted,
+        unlabelled=sums.unlabelled,
+        failed=gather.failed,
+        unused=pairing.unused,
+        by_path=pairing.by_path,
+        by_id=pairing.by_id,
+        failures=tuple(sums.failures),
+        worst=gather.worst,
+        best=gather.best,
+        histogram=gather.histogram,
+        truth_loss=_loss(gather, "truth", spaces[0], space),
+        predicted_loss=_loss(gather, "pred", spaces[1], space),
+        compared=sums.compared,
+        incomparable=gather.incomparable,
+        incomparable_failures=tuple(sums.incomparable),
+        measured=measured,
+        agreement=agreement,
+    )
+
+
+def _loss(
+    gather: Gather, side: str, spaces: dict[str, LabelSpace], target: LabelSpace
+) -> Loss | None:
+    """Return what the remaps of one side lost of its classes; void was never theirs to lose."""
+    total: Loss | None = None
+    for (which, name), counts in sorted(gather.sums.ids.items(), key=lambda item: item[0]):
+        if which == side:
+            held = [ClassPixels(i, int(counts[i])) for i in spaces[name].train_ids]
+            loss = find_remap(spaces[name], target).loss(c for c in held if c.pixels)
+            total = loss if total is None else total + loss
+    return total
 
 
 def chunk_size(pairs: int, *stores: Store) -> int:
@@ -218,98 +319,3 @@ def _positions(spaces: dict[str, LabelSpace], target: LabelSpace) -> dict[str, I
         index[ids] = classes[find_remap(space, target).lut[ids]]
         found[name] = index
     return found
-
-
-# --- the sum over all chunks ----------------------------------------------------------------------
-
-
-class _Gather:
-    """Adds up chunks as they end; hands images on in the order of truth, however chunks end."""
-
-    def __init__(
-        self,
-        space: LabelSpace,
-        extremes: int,
-        on_images: Callable[[pa.RecordBatch], None] | None,
-    ) -> None:
-        self._space, self._extremes, self._on_images = space, extremes, on_images
-        self._matrix = ConfusionMatrix.empty(len(space.train_ids))
-        self._done = self._unlabelled = self._failed = self._next = 0
-        self._histogram = np.zeros(_BINS, np.int64)
-        self._failures: list[Failure] = []
-        self._best: list[ImageScore] = []
-        self._worst: list[ImageScore] = []
-        self._ids: dict[tuple[str, str], Any] = {}
-        self._waiting: dict[int, tuple[int, ChunkScore]] = {}
-
-    def take(self, outcome: Outcome[PairChunk, ChunkScore]) -> None:
-        """Add one chunk."""
-        chunk, result = outcome.chunk, outcome.result
-        if isinstance(outcome.error, InputError):
-            failures = tuple(failure_of(p, p.truth.image_id, outcome.error) for p in chunk.pairs)
-            empty = ConfusionMatrix.empty(len(self._space.train_ids))
-            result = ChunkScore(empty, (), failures, 0)
-        elif outcome.error is not None:
-            raise outcome.error
-        assert result is not None
-        self._waiting[chunk.first] = (len(chunk.pairs), result)
-        while self._next in self._waiting:
-            count, ready = self._waiting.pop(self._next)
-            self._next += count
-            self._add(ready)
-
-    def _add(self, part: ChunkScore) -> None:
-        self._matrix += part.matrix
-        self._done += len(part.images)
-        self._unlabelled += part.unlabelled
-        self._failed += len(part.failures)
-        room = _FAILURES_KEPT - len(self._failures)
-        self._failures += part.failures[:room]
-        for key, counts in part.ids.items():
-            self._ids[key] = self._ids.get(key, 0) + counts
-        self._rank(part.images)
-        if self._on_images is not None and part.images:
-            rows = [image.row() for image in part.images]
-            self._on_images(pa.RecordBatch.from_pylist(rows, schema=IMAGE_SCHEMA))
-
-    def _rank(self, images: Sequence[ImageScore]) -> None:
-        scored = [image for image in images if not math.isnan(image.miou)]
-        values = [image.miou for image in scored]
-        self._histogram += np.histogram(values, bins=_BINS, range=(0.0, 1.0))[0]
-        key = lambda image: (image.miou, image.pair.truth)  # noqa: E731 - one line, used twice
-        self._worst = heapq.nsmallest(self._extremes, [*self._worst, *scored], key=key)
-        self._best = heapq.nlargest(self._extremes, [*self._best, *scored], key=key)
-
-    def scores(
-        self, pairing: Pairing, sides: tuple[dict[str, LabelSpace], dict[str, LabelSpace]]
-    ) -> Scores:
-        """Return the sums."""
-        shown = {image.pair for image in self._worst}
-        return Scores(
-            space=self._space,
-            matrix=self._matrix,
-            inputs=pairing.truth.rows,
-            done=self._done,
-            unpredicted=pairing.unpredicted,
-            unlabelled=self._unlabelled,
-            failed=self._failed,
-            unused=pairing.unused,
-            by_path=pairing.by_path,
-            by_id=pairing.by_id,
-            failures=tuple(self._failures),
-            worst=tuple(self._worst),
-            best=tuple(image for image in self._best if image.pair not in shown),
-            histogram=tuple(self._histogram.tolist()),
-            truth_loss=self._loss("truth", sides[0]),
-            predicted_loss=self._loss("pred", sides[1]),
-        )
-
-    def _loss(self, side: str, spaces: dict[str, LabelSpace]) -> Loss | None:
-        """Return what the remaps of one side lost of its classes; void was never theirs to lose."""
-        total: Loss | None = None
-        for (which, name), counts in sorted(self._ids.items(), key=lambda item: item[0]):
-            if which == side:
-                held = [ClassPixels(i, int(counts[i])) for i in spaces[name].train_ids]
-                loss = find_remap(spaces[name], self._space).loss(c for c in held if c.pixels)
-                total = loss if total is None else total + loss
-        return total

@@ -12,13 +12,14 @@ cityscapesScripts counts it, and `coverage` says how much of the truth was given
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 LabelMap: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 Counts: TypeAlias = NDArray[np.int64]
@@ -34,6 +35,11 @@ _BLOCK: Final = 1 << 18  # pixels whose int64 pair codes (2 MiB) stay in a core'
 _DENSE: Final = 1 << 20  # bins of a pair histogram; past it sorting the codes takes less memory
 
 
+_FEW: Final = 1 << 16  # bins of a histogram that is cheaper than sorting some thousand codes
+_MANY: Final = 0.25  # share of words of eight pixels with a change: there pixels are counted faster
+_SMALL: Final = 64
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Pairs:
     """How often each pair of ids occurs: three arrays of one length, pairs in ascending order."""
@@ -46,7 +52,9 @@ class Pairs:
 def count_pairs(truth: LabelMap, predicted: LabelMap) -> Pairs:
     """Count every pixel of two label maps [H, W] by (truth id, predicted id).
 
-    The maps may be views with any strides. 8-bit maps are counted by OpenCV, without the GIL.
+    The maps may be views with any strides. Runs of one pair are counted, which label maps have few
+    of; maps that are mostly noise are counted pixel by pixel. The work is NumPy's and OpenCV's,
+    without the GIL.
 
     >>> pairs = count_pairs(np.array([[7, 7, 9]], np.uint8), np.array([[7, 9, 9]], np.uint8))
     >>> [x.tolist() for x in (pairs.truth, pairs.predicted, pairs.counts)]
@@ -59,9 +67,107 @@ def count_pairs(truth: LabelMap, predicted: LabelMap) -> Pairs:
         raise ValueError(f"expected two maps of one size, got {truth.shape}, {predicted.shape}")
     if not {truth.dtype, predicted.dtype} <= {np.dtype(np.uint8), np.dtype(np.uint16)}:
         raise ValueError(f"expected uint8 or uint16, got {truth.dtype}, {predicted.dtype}")
+    by_runs = _pairs_of_runs(truth, predicted) if truth.size else None
+    if by_runs is not None:
+        return by_runs
     if truth.size and truth.dtype == predicted.dtype == np.uint8 and truth.shape[1] <= _EXACT:
         return _pairs_8bit(truth, predicted)
     return _pairs_16bit(truth, predicted)
+
+
+def _pairs_of_runs(truth: LabelMap, predicted: LabelMap) -> Pairs | None:
+    """Count runs of one pair; None where there are so many that pixels are counted faster."""
+    gap = _row_gap(truth)
+    if gap is None or gap != _row_gap(predicted):
+        truth, predicted, gap = truth.copy("C"), predicted.copy("C"), 0
+    rows = max(1, _BLOCK // truth.shape[1])
+    runs = []
+    for top in range(0, truth.shape[0], rows):
+        found = _runs(truth[top : top + rows], predicted[top : top + rows], gap)
+        if found is None:
+            return None
+        runs.append(found)
+    if len(runs) == 1:
+        return _sum_of_runs(*runs[0])
+    first, second, lengths = zip(*runs, strict=True)
+    return _sum_of_runs(np.concatenate(first), np.concatenate(second), np.concatenate(lengths))
+
+
+def _runs(
+    truth: LabelMap, predicted: LabelMap, gap: int
+) -> tuple[LabelMap, LabelMap, Counts] | None:
+    """Return each run's ids and length; None where there are very many."""
+    width = truth.shape[1]
+    first, second = _flat(truth, gap), _flat(predicted, gap)
+    changes = np.not_equal(first[1:], first[:-1])
+    changes |= np.not_equal(second[1:], second[:-1])
+    last = _true_places(changes)
+    if last is None:
+        return None
+    last = np.append(last, first.size - 1)
+    lengths = np.diff(last, prepend=-1)
+    mine, theirs = first[last], second[last]
+    if gap:  # the bytes between rows were counted as pixels are
+        between = slice(width, None, width + 1)
+        mine = np.concatenate([mine, first[between]])
+        theirs = np.concatenate([theirs, second[between]])
+        lengths = np.concatenate([lengths, np.full(len(mine) - len(lengths), -1)])
+    return mine, theirs, lengths
+
+
+def _row_gap(labels: LabelMap) -> int | None:
+    """Return how many pixels lie between a map's rows, 0 or 1; None for any other layout.
+
+    One byte is what an inflated mask cell has there: counted along and taken off again, that is
+    cheaper than a copy, or than work row by row.
+    """
+    height, width = labels.shape
+    row, column = labels.strides
+    if column != labels.itemsize or (height > 1 and row % column):
+        return None
+    gap = row // column - width if height > 1 else 0
+    return gap if gap in (0, 1) else None
+
+
+def _flat(labels: LabelMap, gap: int) -> LabelMap:
+    """View all pixels, and those between rows, as one row."""
+    height, width = labels.shape
+    size = height * (width + gap) - gap
+    strided = cast("Callable[..., LabelMap]", as_strided)  # its type forgets that of the pixels
+    return strided(labels, (size,), (labels.itemsize,), writeable=False)
+
+
+def _true_places(changes: NDArray[np.bool_]) -> Index | None:
+    """Return where the flags are true; None where they are in more than a quarter of the words."""
+    whole = changes.size >> 3
+    # Eight flags at a time: most words of a label map have none.
+    words = changes[: whole << 3].view(np.uint64)
+    held = np.flatnonzero(words != 0)
+    if len(held) > _MANY * whole + _SMALL:
+        return None
+    within = np.flatnonzero(words[held].view(np.bool_))
+    places = (held << 3)[within >> 3]
+    places += within & 7
+    rest = np.flatnonzero(changes[whole << 3 :])
+    return np.concatenate([places, rest + (whole << 3)]) if rest.size else places
+
+
+def _sum_of_runs(truth: LabelMap, predicted: LabelMap, lengths: Counts) -> Pairs:
+    """Add up the lengths of the runs of each pair."""
+    width = int(predicted.max()) + 1
+    codes = truth.astype(np.int64)
+    codes *= width
+    codes += predicted
+    if (int(truth.max()) + 1) * width <= _FEW:
+        # float64 adds counts exactly up to 2**53 pixels.
+        total = np.bincount(codes, lengths)
+        found = np.flatnonzero(total != 0)
+        return Pairs(found // width, found % width, total[found].astype(np.int64))
+    found, place = np.unique(codes, return_inverse=True)
+    counts = np.bincount(place, lengths).astype(np.int64)
+    there = counts != 0
+    found = found[there]
+    return Pairs(found // width, found % width, counts[there])
 
 
 def _pairs_8bit(truth: LabelMap, predicted: LabelMap) -> Pairs:
@@ -173,17 +279,17 @@ class Tally:
     @property
     def iou(self) -> Floats:
         """Intersection over union of each class, [C]."""
-        return _ratio(self.intersection, self.union)
+        return ratio(self.intersection, self.union)
 
     @property
     def recall(self) -> Floats:
         """Share of each class's truth that was predicted rightly (its accuracy), [C]."""
-        return _ratio(self.intersection, self.truth)
+        return ratio(self.intersection, self.truth)
 
     @property
     def precision(self) -> Floats:
         """Share of each class's predictions that are right, [C]."""
-        return _ratio(self.intersection, self.predicted)
+        return ratio(self.intersection, self.predicted)
 
     @property
     def miou(self) -> float:
@@ -230,11 +336,14 @@ class ConfusionMatrix:
 
     def update(self, pairs: Pairs, rows: Index, columns: Index) -> None:
         """Add counted pairs; ids that `rows` and `columns` give no class are void or no label."""
-        row, column = rows[pairs.truth], columns[pairs.predicted]
+        self.add(rows[pairs.truth], columns[pairs.predicted], pairs.counts)
+
+    def add(self, row: Index, column: Index, counts: Counts) -> None:
+        """Add counted pairs of class positions; negative ones are void or no label."""
         valid = row >= 0
         column = np.where(column >= 0, column, len(self.counts))
-        np.add.at(self.counts, (row[valid], column[valid]), pairs.counts[valid])
-        self.void += int(pairs.counts[~valid].sum())
+        np.add.at(self.counts, (row[valid], column[valid]), counts[valid])
+        self.void += int(counts[~valid].sum())
 
     def __add__(self, other: ConfusionMatrix) -> ConfusionMatrix:
         return ConfusionMatrix(self.counts + other.counts, self.void + other.void)
@@ -265,7 +374,8 @@ def _sums(position: Index, counts: Counts, where: NDArray[np.bool_], classes: in
     return sums.astype(np.int64)
 
 
-def _ratio(part: Counts, whole: Counts) -> Floats:
+def ratio(part: Counts | Floats, whole: Counts) -> Floats:
+    """Return part / whole, [n]; nan where the whole is nothing."""
     out: Floats = np.full(len(whole), np.nan)
     np.divide(part, whole, out=out, where=whole > 0)
     return out

@@ -1,81 +1,38 @@
-"""The work of scoring on one chunk of pairs: read both stores' mask cells, count, hand back sums.
+"""The work of scoring on one chunk of pairs: read the stores' mask cells, count, hand back sums.
 
-What is wrong with a pair becomes a failure. Names come in; sums and one row an image go out.
+What is wrong with a pair becomes a failure, before anything of it is counted. Names come in; sums
+and one row an image go out.
 """
 
 from __future__ import annotations
 
-import math
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import pyarrow as pa
 
-from pipeline.errors import InputError, LabelOutOfRange, SizeMismatch
-from pipeline.masks import decode
-from pipeline.metrics.confusion import (
-    UNDEFINED,
-    ConfusionMatrix,
-    Index,
-    Pairs,
-    Tally,
-    count_pairs,
-)
+from pipeline.errors import InputError
+from pipeline.metrics.block import Counted, image_keys, image_rows
+from pipeline.metrics.confusion import ConfusionMatrix, Counts
+from pipeline.metrics.measure import LabelPair
+from pipeline.metrics.sides import Compared, Labels
 from pipeline.runs.failures import Failure
-from pipeline.tables.rows import rows_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    import pyarrow as pa
 
     from pipeline.label_space import LabelSpace
+    from pipeline.metrics.block import FlatPairs
+    from pipeline.metrics.measure import Gathering, Measure
     from pipeline.metrics.pairing import Pair
-    from pipeline.store import Store
-    from pipeline.tables.rows import RowKey
+    from pipeline.metrics.sides import Cell, Side
+    from pipeline.metrics.tally_measure import TallyGathering, TallyMeasure
 
-IMAGE_SCHEMA: Final = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("dataset", pa.string()),
-        ("split", pa.string()),
-        ("pixels", pa.int64()),
-        ("void", pa.int64()),
-        ("correct", pa.int64()),
-        ("pixel_accuracy", pa.float64()),
-        ("miou", pa.float64()),
-        ("coverage", pa.float64()),
-        ("classes", pa.int32()),
-        ("worst_class", pa.string()),
-    ]
-)
-"""A row of `per_image.parquet`; `miou` is the mean over the classes in this image's truth or
-prediction, `worst_class` the one with the most wrong pixels."""
-
-
-@dataclass(frozen=True, slots=True)
-class ImageScore:
-    """The scores of one image, and the rows that were compared."""
-
-    pair: Pair
-    pixels: int
-    void: int
-    correct: int
-    miou: float
-    coverage: float
-    classes: int
-    worst_class: str
-
-    @property
-    def pixel_accuracy(self) -> float:
-        """Share of the scored pixels that are right."""
-        return self.correct / self.pixels if self.pixels else math.nan
-
-    def row(self) -> dict[str, Any]:
-        """Return the row of `IMAGE_SCHEMA`."""
-        image_id, dataset, _ = self.pair.truth
-        known = {"image_id": image_id, "dataset": dataset, "split": self.pair.split}
-        return known | {f.name: getattr(self, f.name) for f in IMAGE_SCHEMA if f.name not in known}
+_MOST_ENTRIES: Final = 1 << 18  # counted pairs held: noise has as many as pixels
+_MOST_CELLS: Final = 1 << 20  # images times classes of a block: 24 MiB of tallies
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,65 +65,76 @@ def pair_chunks(pairs: Iterable[Pair], size: int) -> Iterator[PairChunk]:
         yield PairChunk(first, tuple(held))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ChunkScore:
-    """What a worker hands back for a chunk."""
+    """What a worker hands back for a chunk; also the sum of several."""
 
     matrix: ConfusionMatrix
-    images: tuple[ImageScore, ...]
-    failures: tuple[Failure, ...]
-    unlabelled: int
-    ids: dict[tuple[str, str], Any] = field(default_factory=dict)
-    """Pixels by id, for each side (truth, pred) and label space: what remaps lose follows."""
+    gatherings: list[Gathering] = field(default_factory=list)
+    """Of the plan's measures, in their order."""
+    tallied: list[TallyGathering] = field(default_factory=list)
+    images: list[pa.RecordBatch] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    """Which of the chunk's pairs the images' rows are of."""
+    failures: list[Failure] = field(default_factory=list)
+    unlabelled: int = 0
+    incomparable: list[Failure] = field(default_factory=list)
+    """Images whose baseline is broken: left out of the comparison with it, scored all the same."""
+    compared: int = 0
+    ids: dict[tuple[str, str], Counts] = field(default_factory=dict)
+    """Ids and their pixels [2, k], for each side (truth, pred) and label space: what remaps lose
+    follows."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScorePlan:
     """A picklable factory: makes the worker that scores chunks."""
 
-    truth: Store
-    pred: Store
+    truth: Side
+    pred: Side
     space: LabelSpace
-    rows: dict[str, Index]
-    columns: dict[str, Index]
+    baseline: Side | None = None
+    measures: tuple[Measure, ...] = ()
+    tally_measures: tuple[TallyMeasure, ...] = ()
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """All label sets that are read."""
+        return tuple(s for s in (self.truth, self.pred, self.baseline) if s is not None)
 
     def __call__(self) -> Callable[[PairChunk], ChunkScore]:
         """Make the worker; it opens the stores anew, so that threads share no reader."""
-        return _ScoreWorker(copy(self.truth), copy(self.pred), self)
+        fresh = [replace(side, store=copy(side.store)) for side in self.sides]
+        baseline = fresh[2] if len(fresh) > 2 else None
+        return _ScoreWorker(replace(self, truth=fresh[0], pred=fresh[1], baseline=baseline))
 
-
-@dataclass(frozen=True, slots=True)
-class _Cell:
-    """A mask cell as it lies in a store."""
-
-    mask: bytes | None
-    space: str
-    path: str
-
-
-def _cells(store: Store, keys: Iterable[RowKey]) -> Iterator[tuple[RowKey, _Cell]]:
-    for key, row in rows_of(store, keys, ["mask.bytes", "label_space", "image.path"]):
-        mask, space, path = row
-        yield key, _Cell(mask, space or "", path or key.image_id)
+    def start(self) -> ChunkScore:
+        """Return the sum of nothing."""
+        return ChunkScore(
+            ConfusionMatrix.empty(len(self.space.train_ids)),
+            [m.start(self.space) for m in self.measures],
+            [m.start(self.space) for m in self.tally_measures],
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class _ScoreWorker:
-    truth: Store
-    pred: Store
     plan: ScorePlan
 
     def __call__(self, chunk: PairChunk) -> ChunkScore:
-        classes = len(self.plan.space.train_ids)
-        part = _Part(self.plan, ConfusionMatrix.empty(classes))
-        truths = dict(_cells(self.truth, (p.truth for p in chunk.pairs)))
-        wanted: dict[RowKey, list[Pair]] = {}
-        for pair in chunk.pairs:
-            wanted.setdefault(pair.predicted, []).append(pair)
-        for key, cell in _cells(self.pred, list(wanted)):
-            for pair in wanted.pop(key, ()):
-                part.add(pair, truths[pair.truth], cell)
-        return part.result(chunk)
+        plan, pairs = self.plan, chunk.pairs
+        truths = plan.truth.cells(p.truth for p in pairs)
+        predicted = plan.pred.cells(p.predicted for p in pairs)
+        earlier = plan.baseline and plan.baseline.cells(p.baseline for p in pairs if p.baseline)
+        failures: dict[int, Failure] = {}
+        while True:
+            part = _Part(plan, pairs, plan.start(), failures)
+            for number, pair in enumerate(pairs):
+                if number not in failures:
+                    baseline = earlier[pair.baseline] if earlier and pair.baseline else None
+                    part.add(number, truths[pair.truth], predicted[pair.predicted], baseline)
+            if part.whole:
+                return part.result()
 
 
 @dataclass(slots=True)
@@ -174,82 +142,174 @@ class _Part:
     """The sums over a chunk, in the making."""
 
     plan: ScorePlan
-    matrix: ConfusionMatrix
-    images: dict[Pair, ImageScore] = field(default_factory=dict)
-    failures: dict[Pair, Failure] = field(default_factory=dict)
-    unlabelled: int = 0
-    ids: dict[tuple[str, str], Any] = field(default_factory=dict)
+    pairs: Sequence[Pair]
+    sums: ChunkScore
+    failures: dict[int, Failure]
+    whole: bool = True
+    """False once a measure refused a pair, which it or another may have counted in part: the chunk
+    is then counted again without the pairs that failed."""
+    block: _Block = field(default_factory=lambda: _Block())
+    ids: dict[tuple[str, str], Counts] = field(default_factory=dict)
 
-    def add(self, pair: Pair, truth: _Cell, predicted: _Cell) -> None:
+    def add(self, number: int, truth: Cell, predicted: Cell, baseline: Cell | None) -> None:
         """Score one pair; what is wrong with it becomes a failure."""
         if truth.mask is None:
-            self.unlabelled += 1
+            self.sums.unlabelled += 1
             return
         try:
-            pairs = _compare(truth, predicted)
-            rows = _checked(self.plan.rows[truth.space], pairs.truth, truth, "truth")
-            columns = _checked(
-                self.plan.columns[predicted.space], pairs.predicted, predicted, "prediction"
-            )
+            mine = Labels.of(self.plan.truth, truth)
+            theirs = Labels.of(self.plan.pred, predicted)
+            compared = Compared.of(mine, theirs)
+            figures = self._measure(number, mine, theirs)
         except InputError as error:
-            self.failures[pair] = failure_of(pair, truth.path, error)
+            self.failures[number] = failure_of(self.pairs[number], truth.path, error)
             return
-        self.matrix.update(pairs, rows, columns)
-        self._count_ids(truth.space, predicted.space, pairs)
-        self.images[pair] = _image_score(pair, pairs, rows, columns, self.plan.space)
+        self._count_ids(truth, predicted, compared)
+        self.block.add(number, compared, truth.row, figures)
+        if baseline is not None:
+            self._compare_with(baseline, number, mine, theirs)
+        cells = len(self.block.numbers) * len(self.plan.space.train_ids)
+        if self.block.entries >= _MOST_ENTRIES or cells >= _MOST_CELLS:
+            self._flush()
 
-    def _count_ids(self, truth: str, predicted: str, pairs: Pairs) -> None:
+    def _measure(self, number: int, truth: Labels, predicted: Labels) -> dict[str, Any]:
+        """Feed the pair to the measures; return its figures for the image's row.
+
+        Raises:
+            InputError: a measure cannot count it.
+        """
+        if not self.plan.measures:
+            return {}
+        pair = LabelPair(
+            self.pairs[number].truth.image_id,
+            truth.map,
+            predicted.map,
+            truth.side.index[truth.cell.space],
+            predicted.side.index[predicted.cell.space],
+            self.plan.space,
+            truth.cell.row,
+            predicted.cell.row,
+        )
+        figures: dict[str, Any] = {}
+        try:
+            for gathering in self.sums.gatherings:
+                figures |= gathering.update(pair)
+        except InputError:
+            self.whole = False
+            raise
+        return figures
+
+    def _compare_with(self, baseline: Cell, number: int, truth: Labels, predicted: Labels) -> None:
+        """Count what changed since the baseline, if that has a sound mask."""
+        assert self.plan.baseline is not None
+        if baseline.mask is None:
+            return
+        try:
+            earlier = Labels.of(self.plan.baseline, baseline)
+            both = Compared.of(truth, earlier), Compared.of(earlier, predicted)
+        except InputError as error:
+            pair = self.pairs[number]
+            self.sums.incomparable.append(failure_of(pair, baseline.path, error))
+            return
+        self.block.compare(*both)
+
+    def _count_ids(self, truth: Cell, predicted: Cell, compared: Compared) -> None:
         """Count pixels by id where a remap may lose some."""
         target = self.plan.space.name
-        for side, space, ids in (
-            ("truth", truth, pairs.truth),
-            ("pred", predicted, pairs.predicted),
-        ):
+        sides = (("truth", truth.space, compared.first), ("pred", predicted.space, compared.second))
+        for side, space, ids in sides:
             if space != target:
                 held = self.ids.setdefault((side, space), np.zeros(1 << 16, np.int64))
-                np.add.at(held, ids, pairs.counts)
+                np.add.at(held, ids, compared.counts)
 
-    def result(self, chunk: PairChunk) -> ChunkScore:
-        """Return the sums, images in the chunk's order."""
-        return ChunkScore(
-            self.matrix,
-            tuple(self.images[p] for p in chunk.pairs if p in self.images),
-            tuple(self.failures[p] for p in chunk.pairs if p in self.failures),
-            self.unlabelled,
-            self.ids,
+    def _flush(self) -> None:
+        """Score the block that is held, and begin the next."""
+        if self.block.numbers:
+            self.block.score(self.plan, self.pairs, self.sums)
+        self.block = _Block()
+
+    def result(self) -> ChunkScore:
+        """Return the sums."""
+        self._flush()
+        self.sums.failures = [self.failures[n] for n in sorted(self.failures)]
+        for key, held in self.ids.items():
+            ids = np.flatnonzero(held)
+            self.sums.ids[key] = np.stack([ids, held[ids]])
+        return self.sums
+
+
+@dataclass(slots=True)
+class _Block:
+    """Counted images whose scores are to be computed together."""
+
+    numbers: list[int] = field(default_factory=list)
+    scored: Counted = field(default_factory=Counted)
+    rows: list[Mapping[str, Any]] = field(default_factory=list)
+    figures: list[dict[str, Any]] = field(default_factory=list)
+    compared: list[int] = field(default_factory=list)
+    """Places in this block of the images that the baseline has labels for."""
+    baseline: Counted = field(default_factory=Counted)
+    changed: Counted = field(default_factory=Counted)
+
+    @property
+    def entries(self) -> int:
+        """How many counted pairs the block holds."""
+        return self.scored.entries + self.baseline.entries + self.changed.entries
+
+    def add(
+        self, number: int, pairs: Compared, row: Mapping[str, Any], figures: dict[str, Any]
+    ) -> None:
+        """Add an image."""
+        self.numbers.append(number)
+        self.scored.add(pairs.row, pairs.column, pairs.counts)
+        self.rows.append(row)
+        self.figures.append(figures)
+
+    def compare(self, baseline: Compared, changed: Compared) -> None:
+        """Add the baseline of the image that was added last."""
+        self.compared.append(len(self.numbers) - 1)
+        self.baseline.add(baseline.row, baseline.column, baseline.counts)
+        self.changed.add(changed.row, changed.column, changed.counts)
+
+    def score(self, plan: ScorePlan, pairs: Sequence[Pair], sums: ChunkScore) -> None:
+        """Add the block's scores to the sums."""
+        classes = len(plan.space.train_ids)
+        mine, flat = [pairs[n] for n in self.numbers], self.scored.flat()
+        tallies = flat.tallies(classes)
+        further = [c for m in plan.measures for c in m.image_columns]
+        sums.matrix.add(flat.row, flat.column, flat.counts)
+        sums.images.append(
+            image_rows(mine, tallies, flat.totals(), plan.space, further, self.figures)
         )
+        sums.numbers += self.numbers
+        sums.compared += len(self.compared)
+        if plan.tally_measures:
+            self._tally(plan, mine, flat, tallies, sums)
 
-
-def _compare(truth: _Cell, predicted: _Cell) -> Pairs:
-    if predicted.mask is None:
-        mend = (
-            "mIoU is of masks: label it with a semantic or panoptic model; objects alone are for "
-            "COCO's tools, by `segmill export --format coco-instances`"
-        )
-        raise InputError(predicted.path, "the prediction has no mask", mend)
-    mine = decode(truth.mask or b"", f"{truth.path} (truth)")
-    theirs = decode(predicted.mask, f"{predicted.path} (prediction)")
-    if mine.shape != theirs.shape:
-        raise SizeMismatch(
-            predicted.path,
-            f"the prediction is {theirs.shape[1]}x{theirs.shape[0]} pixels, the truth "
-            f"{mine.shape[1]}x{mine.shape[0]}",
-            "label the image at its own size",
-        )
-    return count_pairs(mine, theirs)
-
-
-def _checked(index: Index, ids: Index, cell: _Cell, which: str) -> Index:
-    """Return the index, if it defines every id."""
-    strange = np.unique(ids[index[ids] == UNDEFINED])
-    if strange.size:
-        raise LabelOutOfRange(
-            cell.path,
-            f"the {which} holds ids that label space {cell.space!r} does not define: "
-            f"{', '.join(map(str, strange[:10].tolist()))}",
-            "write the mask again in its label space",
-        )
-    return index
+    def _tally(
+        self,
+        plan: ScorePlan,
+        pairs: Sequence[Pair],
+        flat: FlatPairs,
+        tallies: Counts,
+        sums: ChunkScore,
+    ) -> None:
+        """Feed the tally measures."""
+        classes, keys = len(plan.space.train_ids), image_keys(pairs)
+        for measure, gathering in zip(plan.tally_measures, sums.tallied, strict=True):
+            columns = {c: [row[c] for row in self.rows] for c in measure.columns}
+            if not measure.paired:
+                gathering.update(tallies, keys, columns)
+            elif plan.baseline is None:  # truth itself is what is compared with
+                gathering.update(tallies, keys, columns, changes=flat.changes(classes))
+            elif self.compared:
+                gathering.update(
+                    tallies[self.compared],
+                    keys[self.compared],
+                    {name: [held[k] for k in self.compared] for name, held in columns.items()},
+                    baseline=self.baseline.flat().tallies(classes),
+                    changes=self.changed.flat().changes(classes),
+                )
 
 
 def failure_of(pair: Pair, path: str, error: InputError) -> Failure:
@@ -258,22 +318,3 @@ def failure_of(pair: Pair, path: str, error: InputError) -> Failure:
     kind = type(error).__name__
     image_id, dataset, _ = pair.truth
     return Failure(path, image_id, dataset, pair.split, "score", kind, text)
-
-
-def _image_score(
-    pair: Pair, pairs: Pairs, rows: Index, columns: Index, space: LabelSpace
-) -> ImageScore:
-    tally = Tally.of(pairs, rows, columns, len(space.train_ids))
-    union = tally.union
-    wrong = union - tally.intersection
-    worst = space.by_id[space.train_ids[int(np.argmax(wrong))]].name if wrong.any() else ""
-    return ImageScore(
-        pair=pair,
-        pixels=tally.pixels,
-        void=int(pairs.counts.sum()) - tally.pixels,
-        correct=tally.correct,
-        miou=tally.miou,
-        coverage=tally.coverage,
-        classes=int((union > 0).sum()),
-        worst_class=worst,
-    )

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _NONE: Final = -1
 _BLOCK: Final = 4096
+_NAMES: Final = {"pred": "the predictions", "baseline": "the baseline"}
 
 
 class Pair(NamedTuple):
@@ -31,11 +32,16 @@ class Pair(NamedTuple):
     truth: RowKey
     predicted: RowKey
     split: str
+    baseline: RowKey | None = None
+    """The row of the image in the label set that the prediction is compared with."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pairing:
-    """Rows of truth with their predictions, in the order of truth; and what is left over."""
+    """Rows of truth with their predictions, in the order of truth; and what is left over.
+
+    Iterating gives the pairs, beside which `baseline` names rows of a third store.
+    """
 
     truth: Listing
     predicted: Listing
@@ -43,6 +49,8 @@ class Pairing:
     """For each row of truth the row of its prediction, or -1."""
     by_path: int
     by_id: int
+    baseline: Pairing | None = None
+    """The same rows of truth with those of the baseline."""
 
     @property
     def pairs(self) -> int:
@@ -65,25 +73,32 @@ class Pairing:
             rows = matched[start : start + _BLOCK]
             splits = self.truth.keys["split"].take(pa.array(rows)).to_pylist()
             sides = self.truth.named(rows), self.predicted.named(self.partner[rows])
-            yield from map(Pair._make, zip(*sides, splits, strict=True))
+            third = [None] * len(rows) if self.baseline is None else self.baseline._partners(rows)
+            yield from map(Pair._make, zip(*sides, splits, third, strict=True))
+
+    def _partners(self, rows: NDArray[np.int64]) -> list[RowKey | None]:
+        """Return the partner of each of some rows of truth, None where it has none."""
+        partner = self.partner[rows]
+        named = iter(self.predicted.named(partner[partner >= 0]))
+        return [next(named) if there else None for there in (partner >= 0).tolist()]
 
 
-def pair_rows(truth: Listing, predicted: Listing) -> Pairing:
-    """Find the prediction of each row of truth.
+def pair_rows(truth: Listing, predicted: Listing, of: str = "pred") -> Pairing:
+    """Find the prediction of each row of truth; `of` is the option that the second listing is of.
 
     Raises:
         UsageError: a row of truth has more than one prediction.
         SegmillError: no row of truth has a prediction.
     """
     partner = np.full(truth.rows, _NONE, np.int64)
-    by_path = _match(partner, truth, predicted, truth.places(), predicted.places())
+    by_path = _match(partner, truth, predicted, truth.places(), predicted.places(), of)
     found = by_path
     for columns in (("split", "image_id"), ("image_id",)):
         if found < truth.rows and found < predicted.rows:
             hashes = (truth.hashes(*columns), predicted.hashes(*columns))
-            found += _match(partner, truth, predicted, *hashes)
+            found += _match(partner, truth, predicted, *hashes, of)
     if not found:
-        raise SegmillError(_no_pair(truth, predicted))
+        raise SegmillError(_no_pair(truth, predicted, of))
     return Pairing(truth, predicted, partner, by_path, found - by_path)
 
 
@@ -93,6 +108,7 @@ def _match(
     predicted: Listing,
     mine: NDArray[np.int64],
     theirs: NDArray[np.int64],
+    of: str,
 ) -> int:
     """Fill in partners of equal hash for rows without one; return how many were found."""
     free = np.ones(predicted.rows, np.bool_)
@@ -107,20 +123,20 @@ def _match(
         names = [predicted.key(int(r)) for r in rows[first[at] : last[at]][:2]]
         raise UsageError(
             f"{truth.key(int(wanted[at])).image_id}: the image has {int((last - first)[at])} "
-            f"predictions ({names[0].dataset}/{names[0].image_id}, "
-            f"{names[1].dataset}/{names[1].image_id}); choose one set with --pred-where"
+            f"rows among {_NAMES[of]} ({names[0].dataset}/{names[0].image_id}, "
+            f"{names[1].dataset}/{names[1].image_id}); choose one set with --{of}-where"
         )
     hit = last > first
     partner[wanted[hit]] = rows[first[hit]]
     return int(hit.sum())
 
 
-def _no_pair(truth: Listing, predicted: Listing) -> str:
+def _no_pair(truth: Listing, predicted: Listing, of: str) -> str:
     if not truth.rows or not predicted.rows:
-        which = "truth" if not truth.rows else "prediction"
+        which = "the truth" if not truth.rows else _NAMES[of]
         return f"no row of {which} is left to score; look at the stores and at the filter"
     return (
         f"no image of the truth ({truth.rows} rows, the first {truth.key(0).image_id!r}) is among "
-        f"the predictions ({predicted.rows} rows, the first {predicted.key(0).image_id!r}): "
+        f"{_NAMES[of]} ({predicted.rows} rows, the first {predicted.key(0).image_id!r}): "
         f"neither paths nor ids agree"
     )

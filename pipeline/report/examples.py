@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.label_space import LabelMap, LabelSpace
-    from pipeline.metrics.pair_scores import ImageScore
+    from pipeline.metrics.gather import ImageScore
     from pipeline.store import Store
     from pipeline.tables.rows import RowKey
 

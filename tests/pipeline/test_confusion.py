@@ -60,6 +60,39 @@ def test_pairs_are_those_counted_by_hand(both):
     assert (np.diff(codes) > 0).all()
 
 
+@given(
+    sides=st.tuples(st.integers(1, 40), st.integers(1, 300)),
+    gap=st.integers(0, 2),
+    noise=st.sampled_from([0.0, 0.002, 0.05, 0.5]),
+    dtypes=st.tuples(*[st.sampled_from([np.uint8, np.uint16])] * 2),
+    top=st.sampled_from([3, 255]),
+    seed=st.integers(0, 1 << 30),
+)
+@settings(max_examples=150)
+def test_maps_of_areas_are_counted_by_runs_as_by_hand(sides, gap, noise, dtypes, top, seed):
+    rng, (height, width) = np.random.default_rng(seed), sides
+    both = []
+    for dtype in dtypes:
+        areas = rng.integers(0, top + 1, (height // 4 + 1, width // 9 + 1))
+        held = np.kron(areas, np.ones((4, 9), int))[:height, :width].astype(dtype)
+        wrong = rng.random(held.shape) < noise
+        held[wrong] = rng.integers(0, top + 1, int(wrong.sum()))
+        # As an inflated cell lies in memory, but for what is between the rows: any value.
+        rows = rng.integers(0, top + 1, (height, width + gap)).astype(dtype)
+        rows[:, gap:] = held
+        both.append(rows[:, gap:])
+    assert as_counter(count_pairs(*both)) == by_hand(*both)
+
+
+@pytest.mark.parametrize("block", [1, 50, 1 << 18])
+def test_blocks_of_rows_add_up(monkeypatch, block):
+    monkeypatch.setattr(module, "_BLOCK", block)
+    rng = np.random.default_rng(8)
+    truth = np.kron(rng.integers(0, 9, (5, 4)), np.ones((6, 8), int)).astype(np.uint8)
+    predicted = np.roll(truth, 3, 1)
+    assert as_counter(count_pairs(truth, predicted)) == by_hand(truth, predicted)
+
+
 @pytest.mark.parametrize(
     "view",
     [

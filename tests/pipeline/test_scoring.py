@@ -14,7 +14,7 @@ import pipeline.scoring as module
 from pipeline.errors import RemapError, SegmillError, UsageError
 from pipeline.label_space import LabelClass, LabelSpace, find_remap, label_space
 from pipeline.masks import encode
-from pipeline.metrics.pair_scores import IMAGE_SCHEMA
+from pipeline.metrics.block import IMAGE_SCHEMA
 from pipeline.metrics.pairing import pair_rows
 from pipeline.ray_runner import RayRunner
 from pipeline.record import File, Provenance, Record, to_table
@@ -203,7 +203,7 @@ def test_an_image_with_two_predictions_is_refused_until_one_is_chosen(tmp_path):
         for run in ("a", "b")
     ]
     pred = store_of(tmp_path / "twice", twice)
-    with pytest.raises(UsageError, match=r"2 predictions.*--pred-where"):
+    with pytest.raises(UsageError, match=r"2 rows among the predictions.*--pred-where"):
         score(truth, pred, runner=ONE)
     scores = score(truth, pred, runner=ONE, pred_where="dataset = 'b'")
     assert (scores.done, scores.unused) == (2, 0)
@@ -214,7 +214,7 @@ def test_stores_of_other_images_are_refused_with_an_example(tmp_path):
     pred = store_of(tmp_path / "p", [record("there", np.zeros((4, 6), np.uint8))])
     with pytest.raises(SegmillError, match=r"'here'.*'there'"):
         score(truth, pred, runner=ONE)
-    with pytest.raises(SegmillError, match="no row of truth is left"):
+    with pytest.raises(SegmillError, match="no row of the truth is left"):
         score(truth, pred, runner=ONE, where="split = 'test'")
 
 
