@@ -62,7 +62,7 @@ def test_counts_of_one_image_and_pair_add_up():
     assert [e.pixels for e in found.of(1, 2)] == [8]
 
 
-@pytest.mark.parametrize("row, column", [(-1, 0), (0, -1), (2, 2)])
+@pytest.mark.parametrize(("row", "column"), [(-1, 0), (0, -1), (2, 2)])
 def test_void_no_label_and_right_pixels_are_no_confusion(row, column):
     found = Confused()
     found.update([pair(1)], np.array([0]), np.array([row]), np.array([column]), np.array([9]))
