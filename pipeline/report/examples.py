@@ -188,8 +188,8 @@ def _example(
         height=truth.shape[0],
         width=truth.shape[1],
         photo=None if photo is None else _uri("webp", pictures.webp(photo)),
-        truth=_uri("png", pictures.labels_png(truth, space)),
-        predicted=_uri("png", pictures.labels_png(predicted, space)),
+        truth=_uri("png", pictures.labels_png(truth, space, clear_void=True)),
+        predicted=_uri("png", pictures.labels_png(predicted, space, clear_void=True)),
         error=_uri("png", pictures.error_png((truth != predicted) & ~void, void)),
     )
 

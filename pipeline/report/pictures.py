@@ -121,19 +121,3 @@ def is_void(space: LabelSpace, index: int) -> bool:
     """Tell whether an id is no class that is trained or scored."""
     known = space.by_id.get(index)
     return index == space.ignore_index or known is None or known.void
-
-
-def error_picture(
-    photo: NDArray[np.uint8] | None, wrong: NDArray[np.bool_], void: NDArray[np.bool_]
-) -> NDArray[np.uint8]:
-    """Return RGB pixels: wrong ones red, void ones flat grey, over a dim grey photo."""
-    import cv2
-
-    if photo is None or photo.shape[:2] != wrong.shape:
-        grey = np.full(wrong.shape, 128, np.uint8)
-    else:
-        grey = np.asarray(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY), np.uint8)
-    out = np.repeat(40 + 0.5 * grey[..., None].astype(np.float32), 3, axis=2)
-    out[wrong] = 0.25 * out[wrong] + 0.75 * _WRONG
-    out[void] = 0.25 * out[void] + 0.75 * _VOID
-    return out.astype(np.uint8)

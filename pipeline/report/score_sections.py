@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from pipeline.report import charts, percent
+from pipeline.report import charts, percent, points
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -36,18 +36,6 @@ class Words:
         if figures.get("compares") == "labels with labels":
             return cls(True, "earlier labels", "new labels", "mean IoU of the two")
         return cls(False, "truth", "prediction", "mIoU")
-
-
-def points(share: float | None) -> str:
-    """Return a difference of shares in points of a per cent, with its sign.
-
-    >>> points(0.0123), points(-0.5), points(None), points(0.0)
-    ('+1.2', '−50.0', '–', '0.0')
-    """
-    if share is None:
-        return "–"
-    said = f"{100 * share:+.1f}"
-    return "0.0" if said in ("+0.0", "-0.0") else said.replace("-", "−")
 
 
 def number(value: float | int | None) -> str:
@@ -84,7 +72,7 @@ def verdict(figures: Mapping[str, Any], words: Words) -> list[dict[str, str]]:
             "kind": "",
             "text": said + (f" ({100 * level:.0f} %: {span(interval)})" if interval else ""),
         }
-    )  # noqa: E501
+    )
     compared = (figures.get("baseline") or {}).get("miou")
     if compared and compared["difference"] is not None:
         parts.append(_against(compared, figures["baseline"]))
