@@ -79,7 +79,7 @@
     left = labelled ? 10 + Math.max(...names.map((n) => context.measureText(short(n)).width)) : 2;
     top = labelled ? 8 + 0.71 * Math.max(...names.map((n) => context.measureText(short(n)).width)) + 10 : 2;
     const room = box.clientWidth - 40 - left - (labelled ? top * 0.75 : 0);
-    size = Math.max(labelled ? 15 : 3, Math.min(labelled ? 34 : 12, Math.floor(room / columns)));
+    size = Math.max(labelled ? 15 : 3, Math.min(labelled ? 40 : 12, Math.floor(room / columns)));
     const width = left + columns * size + (labelled ? top * 0.9 : 2);
     const height = top + rows * size + 2;
     const scale = window.devicePixelRatio || 1;

@@ -68,6 +68,7 @@ def score_page(
         words=words,
         notes=_notes(scores, words) + _noted(told),
         classes=_class_rows(scores, shown, told),
+        interval=score_sections.span((told.get("intervals") or {}).get("miou")),
         colours=dict(zip(shown.names, shown.colours, strict=True)),
         level=f"{100 * (told.get('intervals') or {}).get('level', 0.95):.0f} %",
         histogram=_histogram(scores.histogram),
@@ -191,7 +192,7 @@ def _matrix(counts: Counts, shown: _Shown, words: Words) -> dict[str, Any]:
         largest = np.sort(np.argsort(-counts[rows, columns], kind="stable")[:_CELLS])
         rows, columns = rows[largest], columns[largest]
     cells = np.stack([rows, columns, counts[rows, columns]], axis=1).tolist()
-    sides = {"truth": words.truth, "predicted": words.predicted}
+    sides = {"truth": words.truth, "predicted": "new labels" if words.agreement else "predicted"}
     return {"data": {"names": shown.names, "cells": cells, **sides}, "left_out": left_out}
 
 

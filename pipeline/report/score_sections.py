@@ -189,11 +189,12 @@ _HEADLINE: Final = {
 
 
 def _differences(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    rows = [(name, found[key]) for key, name in _HEADLINE.items() if key in found]
-    rows += list((found.get("classes") or {}).items())
+    rows = [(name, found[key], False) for key, name in _HEADLINE.items() if key in found]
+    rows += [(name, each, True) for name, each in (found.get("classes") or {}).items()]
     return [
         {
             "name": name,
+            "is_class": is_class,
             "this": each["this"],
             "baseline": each["baseline"],
             "difference": each["difference"],
@@ -201,7 +202,7 @@ def _differences(found: Mapping[str, Any]) -> list[dict[str, Any]]:
             "interval": span(each["interval"], points),
             "p": _p(each.get("p_adjusted", each.get("p"))),
         }
-        for name, each in rows
+        for name, each, is_class in rows
     ]
 
 

@@ -151,7 +151,7 @@ def test_the_pictures_are_those_of_the_masks(tmp_path):
     truth, pred = pair_of_stores(tmp_path, ["a"])
     scores = score(truth, pred, runner=ONE)
     (example,) = examples(truth, pred, scores.worst, CAMVID)
-    drawn = np.asarray(Image.open(io.BytesIO(_bytes(example.truth))).convert("RGB"))
+    drawn = np.asarray(Image.open(io.BytesIO(_bytes(example.truth))).convert("RGBA"))[..., :3]
     (row,) = truth.records()
     ids = np.asarray(Image.open(io.BytesIO(row.mask.bytes)))
     colours = np.frombuffer(CAMVID.palette(), np.uint8).reshape(256, 3)
