@@ -64,6 +64,8 @@ def span(interval: Sequence[float] | None, shown: Callable[[float], str] = perce
 def verdict(figures: Mapping[str, Any], words: Words) -> list[dict[str, str]]:
     """Return the page's first line in parts: how good, against what, and whether gates hold."""
     parts = []
+    if words.agreement and "agreement" in figures:
+        parts.append({"kind": "", "text": f"{percent(figures['agreement'])} % of pixels agree"})
     interval = (figures.get("intervals") or {}).get("miou")
     said = f"{words.miou} {percent(figures.get('miou'))} %"
     level = (figures.get("intervals") or {}).get("level", 0.95)
@@ -90,7 +92,7 @@ def _all(gates: int) -> str:
 
 def _against(compared: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, str]:
     interval = compared["interval"]
-    text = f"{points(compared['difference'])} points against {_last(baseline.get('store'))}"
+    text = f"{points(compared['difference'])} points against {last(baseline.get('store'))}"
     if interval is None:
         return {"kind": "", "text": text}
     kind = "good" if interval[0] > 0 else "bad" if interval[1] < 0 else ""
@@ -98,7 +100,8 @@ def _against(compared: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[s
     return {"kind": kind, "text": f"{text} ({span(interval, points)}{doubt})"}
 
 
-def _last(url: str | None) -> str:
+def last(url: str | None) -> str:
+    """Return the last part of a store's URL."""
     return (url or "the baseline").rstrip("/").rsplit("/", 1)[-1]
 
 
@@ -164,7 +167,7 @@ def baseline(figures: Mapping[str, Any]) -> dict[str, Any] | None:
     if not found:
         return None
     return {
-        "name": _last(found.get("store")),
+        "name": last(found.get("store")),
         "version": found.get("version"),
         "images": found["images"],
         "rows": _differences(found),
