@@ -262,6 +262,7 @@ def boundary(figures: Mapping[str, Any]) -> dict[str, Any] | None:
     said = f"{tolerance:g} pixels" if tolerance else _diagonal(found.get("tolerance_share"))
     return {
         "tolerance": said,
+        "band": _diagonal(found["band_share"]) if found.get("band_share") else "",
         "boundary_iou": found["boundary_iou"],
         "boundary_f1": found["boundary_f1"],
         "chart": chart,
