@@ -22,7 +22,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "count": count}
+    environment.filters |= {"percent": percent, "points": points, "way": way, "count": count}
     return environment
 
 
@@ -38,6 +38,28 @@ def percent(share: float | None) -> str:
     ('69.4', '–', '–')
     """
     return "–" if share is None or isnan(share) else f"{100 * share:.1f}"
+
+
+def points(share: float | None) -> str:
+    """Return a difference of shares in points of a per cent, with its sign.
+
+    >>> points(0.0123), points(-0.5), points(None), points(0.0)
+    ('+1.2', '−50.0', '–', '0.0')
+    """
+    if share is None:
+        return "–"
+    said = f"{100 * share:+.1f}"
+    return "0.0" if said in ("+0.0", "-0.0") else said.replace("-", "−")
+
+
+def way(share: float | None) -> str:
+    """Return whether a difference that `points` shows is "better", "worse" or neither.
+
+    >>> way(0.01), way(-0.01), way(0.0004), way(None)
+    ('better', 'worse', '', '')
+    """
+    shown = points(share)
+    return "better" if shown.startswith("+") else "worse" if shown.startswith("−") else ""
 
 
 def count(number: int) -> str:

@@ -1,24 +1,50 @@
 (() => {
-  // --- the class table sorts ---
-  const table = document.getElementById("table");
-  const heads = [...table.tHead.rows[0].cells];
-  heads.forEach((head, column) => {
-    const button = head.querySelector("button");
-    if (!button) return;
-    button.addEventListener("click", () => {
-      const was = head.getAttribute("aria-sort");
-      const order = was ? (was === "descending" ? "ascending" : "descending") : column ? "descending" : "ascending";
-      heads.forEach((h) => h.removeAttribute("aria-sort"));
-      head.setAttribute("aria-sort", order);
-      const sign = order === "ascending" ? 1 : -1;
-      const rows = [...table.tBodies[0].rows];
-      rows.sort((a, b) => sign * (a.cells[column].dataset.v - b.cells[column].dataset.v));
-      table.tBodies[0].append(...rows);
+  // --- tables sort ---
+  document.querySelectorAll("table.sortable").forEach((table) => {
+    const heads = [...table.tHead.rows[0].cells];
+    heads.forEach((head, column) => {
+      const button = head.querySelector("button");
+      if (!button) return;
+      button.addEventListener("click", () => {
+        const was = head.getAttribute("aria-sort");
+        const order = was ? (was === "descending" ? "ascending" : "descending") : column ? "descending" : "ascending";
+        heads.forEach((h) => h.removeAttribute("aria-sort"));
+        head.setAttribute("aria-sort", order);
+        const sign = order === "ascending" ? 1 : -1;
+        const value = (row) => parseFloat(row.cells[column].dataset.v) || 0;
+        const rows = [...table.tBodies[0].rows];
+        rows.sort((a, b) => sign * (value(a) - value(b)));
+        table.tBodies[0].append(...rows);
+      });
     });
   });
 
+  // --- the contents say where one is ---
+  const links = new Map([...document.querySelectorAll(".toc a")].map((a) => [a.hash.slice(1), a]));
+  const headings = [...links.keys()].map((id) => document.getElementById(id));
+  const follow = () => {
+    const passed = headings.filter((h) => h.getBoundingClientRect().top < 120);
+    const here = passed.sort((a, b) => a.getBoundingClientRect().top - b.getBoundingClientRect().top).at(-1) || headings[0];
+    links.forEach((a, id) => {
+      const lit = id === here.id;
+      if (lit === a.hasAttribute("aria-current")) return;
+      a.toggleAttribute("aria-current", lit);
+      if (!lit) return;
+      a.setAttribute("aria-current", "true");
+      const list = a.closest("ul");
+      list.scrollLeft = a.offsetLeft - list.clientWidth / 2;
+    });
+  };
+  let waiting = false;
+  window.addEventListener("scroll", () => {
+    if (waiting) return;
+    waiting = true;
+    requestAnimationFrame(() => { waiting = false; follow(); });
+  }, { passive: true });
+  follow();
+
   // --- the confusion matrix ---
-  const { names, cells } = JSON.parse(document.getElementById("data").textContent);
+  const { names, cells, truth, predicted } = JSON.parse(document.getElementById("data").textContent);
   const rows = names.length - 1;
   const columns = names.length;
   const sums = { row: new Float64Array(rows), column: new Float64Array(columns) };
@@ -53,7 +79,7 @@
     left = labelled ? 10 + Math.max(...names.map((n) => context.measureText(short(n)).width)) : 2;
     top = labelled ? 8 + 0.71 * Math.max(...names.map((n) => context.measureText(short(n)).width)) + 10 : 2;
     const room = box.clientWidth - 40 - left - (labelled ? top * 0.75 : 0);
-    size = Math.max(labelled ? 15 : 3, Math.min(labelled ? 34 : 12, Math.floor(room / columns)));
+    size = Math.max(labelled ? 15 : 3, Math.min(labelled ? 40 : 12, Math.floor(room / columns)));
     const width = left + columns * size + (labelled ? top * 0.9 : 2);
     const height = top + rows * size + 2;
     const scale = window.devicePixelRatio || 1;
@@ -119,8 +145,8 @@
     const n = at.get(i * columns + j) || 0;
     const part = (whole) => (whole ? (100 * n / whole).toFixed(2) : "–");
     output.textContent =
-      `truth ${names[i]} → predicted ${names[j]}: ${n.toLocaleString("en")} pixels, ` +
-      `${part(sums.row[i])} % of the truth, ${part(sums.column[j])} % of the prediction`;
+      `${truth} ${names[i]} → ${predicted} ${names[j]}: ${n.toLocaleString("en")} pixels, ` +
+      `${part(sums.row[i])} % of the row, ${part(sums.column[j])} % of the column`;
     draw();
   }
 
@@ -142,20 +168,45 @@
   window.addEventListener("resize", draw);
   if (rows) draw();
 
-  // --- examples enlarge ---
+  // --- examples: a photo is embedded once; sliders cut; they enlarge ---
+  document.querySelectorAll(".looks").forEach((looks) => {
+    const photo = looks.querySelector(".photo, .gone");
+    looks.querySelectorAll(".plain .layers, .wrong .layers").forEach((layers) => {
+      layers.prepend(photo.cloneNode(true));
+    });
+  });
+  const cut = (stage, value) => stage.style.setProperty("--cut", `${value}%`);
+  document.addEventListener("input", (event) => {
+    const input = event.target;
+    if (input.classList.contains("slider")) cut(input.closest(".stage"), input.value);
+    if (input.classList.contains("alpha")) {
+      document.documentElement.style.setProperty("--alpha", input.value / 100);
+      document.querySelectorAll(".alpha").forEach((other) => { other.value = input.value; });
+    }
+  });
+  const drag = (event) => {
+    const layers = event.target.closest && event.target.closest(".stage .layers");
+    if (!layers || (event.type === "pointermove" && !event.buttons)) return;
+    const box = layers.getBoundingClientRect();
+    const value = Math.max(0, Math.min(100, 100 * (event.clientX - box.left) / box.width));
+    const stage = layers.closest(".stage");
+    stage.querySelector(".slider").value = value;
+    cut(stage, value);
+    event.preventDefault();
+  };
+  document.addEventListener("pointerdown", drag);
+  document.addEventListener("pointermove", drag);
+  document.addEventListener("dragstart", (event) => {
+    if (event.target.closest(".layers")) event.preventDefault();
+  });
   const dialog = document.getElementById("big");
   const inside = dialog.querySelector(".big");
-  document.querySelectorAll(".strip").forEach((strip) => {
-    const open = () => {
-      document.getElementById("big-title").textContent = strip.parentElement.querySelector("b").textContent;
-      inside.replaceChildren(...[...strip.children].map((figure) => figure.cloneNode(true)));
+  document.querySelectorAll(".enlarge").forEach((button) => {
+    button.addEventListener("click", () => {
+      const example = button.closest(".example");
+      document.getElementById("big-title").textContent = example.querySelector("b").textContent;
+      inside.replaceChildren(example.querySelector(".looks").cloneNode(true));
       dialog.showModal();
-    };
-    strip.addEventListener("click", open);
-    strip.addEventListener("keydown", (event) => {
-      if (event.key !== "Enter" && event.key !== " ") return;
-      event.preventDefault();
-      open();
     });
   });
   document.getElementById("close").addEventListener("click", () => dialog.close());

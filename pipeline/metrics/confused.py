@@ -1,0 +1,100 @@
+"""The images in which one class was most often taken for another: a few for each pair of classes.
+
+A page shows them beside the confusion matrix. They are gathered from pairs that were counted
+already, so that an image costs some microseconds and no pass over its pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.metrics.confusion import Counts, Index
+    from pipeline.metrics.pairing import Pair
+
+EACH: Final = 3
+"""Images that are kept of a pair of classes."""
+MOST: Final = 2048
+"""Entries that are kept of all pairs of classes together; those of the most pixels."""
+
+
+class Confusion(NamedTuple):
+    """Pixels of one image whose truth is one class and whose prediction is another."""
+
+    truth: int
+    """The position of the class among those that are scored."""
+    predicted: int
+    pixels: int
+    pair: Pair
+
+
+@dataclass(slots=True)
+class Confused:
+    """The entries of the most pixels, at most `EACH` of a pair of classes and `MOST` in all.
+
+    Parts merge to exactly what the whole would hold, in any order: an entry that is among the first
+    of all is among the first of its part. Entries of equal pixels rank by class, then by image.
+    """
+
+    each: int = EACH
+    most: int = MOST
+    entries: list[Confusion] = field(default_factory=list)
+
+    def update(
+        self, pairs: Sequence[Pair], image: Index, row: Index, column: Index, counts: Counts
+    ) -> None:
+        """Add counted pixels of some images: four arrays of one length.
+
+        `image` is a place in `pairs`, `row` and `column` are class positions of truth and
+        prediction, negative for none; each (image, row, column) may occur several times.
+        """
+        wrong = (row >= 0) & (column >= 0) & (row != column) & (counts > 0)
+        image, row, column, counts = image[wrong], row[wrong], column[wrong], counts[wrong]
+        if not len(image):
+            return
+        classes = 1 + int(max(row.max(), column.max()))
+        codes, where = np.unique((row * classes + column) * len(pairs) + image, return_inverse=True)
+        pixels = np.bincount(where, counts).astype(np.int64)
+        kinds, images = np.divmod(codes, len(pairs))
+        kept = self._first(kinds, pixels, images, pairs)
+        found = zip(
+            *(a[kept].tolist() for a in (kinds // classes, kinds % classes, pixels, images)),
+            strict=True,
+        )
+        self._keep([Confusion(i, j, n, pairs[k]) for i, j, n, k in found])
+
+    def _first(self, kinds: Index, pixels: Counts, images: Index, pairs: Sequence[Pair]) -> Index:
+        """Return the places of the entries that may stay: the first of their kind."""
+        names = sorted(range(len(pairs)), key=lambda k: pairs[k])
+        rank = np.empty(len(pairs), np.int64)
+        rank[names] = np.arange(len(pairs))
+        order = np.lexsort((rank[images], -pixels, kinds))
+        starts = np.flatnonzero(np.diff(kinds[order], prepend=-1))
+        lengths = np.diff(starts, append=len(order))
+        within = np.arange(len(order)) - np.repeat(starts, lengths)
+        return order[within < self.each]
+
+    def merge(self, other: Self) -> None:
+        """Add what another worker found."""
+        self._keep(other.entries)
+
+    def _keep(self, more: Sequence[Confusion]) -> None:
+        held: dict[tuple[int, int], int] = {}
+        kept = []
+        for entry in sorted([*self.entries, *more], key=lambda e: (-e.pixels, e)):
+            kind = entry.truth, entry.predicted
+            held[kind] = held.get(kind, 0) + 1
+            if held[kind] <= self.each:
+                kept.append(entry)
+            if len(kept) == self.most:
+                break
+        self.entries = kept
+
+    def of(self, truth: int, predicted: int) -> list[Confusion]:
+        """Return the entries of a pair of classes, most pixels first."""
+        return [e for e in self.entries if (e.truth, e.predicted) == (truth, predicted)]
