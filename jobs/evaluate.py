@@ -99,6 +99,10 @@ def evaluate(
             "a CSV file of images' attributes.",
         ),
     ] = None,
+    bootstrap_by: Annotated[
+        str | None,
+        typer.Option(help="Resample groups of images: a column, or COLUMN:REGEX of its values."),
+    ] = None,
     fail_if: Annotated[
         list[str] | None,
         typer.Option(help="Exit with code 4 if this holds, as 'miou < baseline - 0.005'."),
@@ -122,7 +126,7 @@ def evaluate(
         stores = Stores.open(
             (truth, truth_version), (pred, pred_version), (baseline, baseline_version)
         )
-        asked = Asked.of(measure or (), slice_by or (), fail_if or (), stores)
+        asked = Asked.of(measure or (), slice_by or (), fail_if or (), stores, bootstrap_by)
         chosen = choose(
             runner,
             seconds=min(stores.truth.count(), stores.pred.count()) * SECONDS_AN_IMAGE,
@@ -138,7 +142,7 @@ def evaluate(
             "pred-version": pred_version, "baseline": baseline,
             "baseline-version": baseline_version, "label-space": label_space, "split": split,
             "where": where, "pred-where": pred_where, "baseline-where": baseline_where,
-            "measure": measure, "slice": slice_by, "fail-if": fail_if,
+            "measure": measure, "slice": slice_by, "bootstrap-by": bootstrap_by, "fail-if": fail_if,
             "out": out,
         }  # fmt: skip
         _write(sink, scores, stores, made_by(scores, stores.named(), arguments))

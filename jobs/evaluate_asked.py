@@ -79,6 +79,7 @@ class Asked:
         slices: Sequence[str],
         conditions: Sequence[str],
         stores: Stores,
+        by: str | None = None,
     ) -> Asked:
         """Make the measures; those that a gate asks for are measured unasked.
 
@@ -102,7 +103,7 @@ class Asked:
                 raise UsageError(f"--fail-if asks for {section}, but --{option} is not given")
         return cls(
             measures({*names, *(wanted & MEASURES.keys())}),
-            () if stores.agreement else _tallies(slices, stores),
+            () if stores.agreement else _tallies(slices, stores, by),
             gates,
         )
 
@@ -137,16 +138,16 @@ def gates_said(gates: Sequence[Mapping[str, Any]]) -> str | None:
     return "; ".join(said) or None
 
 
-def _tallies(slices: Sequence[str], stores: Stores) -> tuple[TallyMeasure, ...]:
+def _tallies(slices: Sequence[str], stores: Stores, by: str | None) -> tuple[TallyMeasure, ...]:
     from pipeline.metrics.bootstrap import intervals
 
-    found: list[TallyMeasure] = [intervals()]
+    found: list[TallyMeasure] = [intervals(by=by)]
     if stores.baseline is not None:
         from pipeline.metrics.compare import baseline
 
-        found.append(baseline())
+        found.append(baseline(by=by))
     if slices:
         from pipeline.metrics.slices import slices as sliced
 
-        found.append(sliced(slices, stores.truth))
+        found.append(sliced(slices, stores.truth, by))
     return tuple(found)

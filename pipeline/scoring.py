@@ -19,6 +19,7 @@ from pipeline.errors import RemapError, UsageError
 from pipeline.label_space import LabelSpace, find_remap
 from pipeline.label_space import label_space as built_in
 from pipeline.metrics.agreement import Agreement
+from pipeline.metrics.confused import Confused
 from pipeline.metrics.confusion import UNDEFINED, ConfusionMatrix, Index, Tally, class_index
 from pipeline.metrics.gather import Gather, ImageScore
 from pipeline.metrics.pair_scores import PairChunk, ScorePlan, pair_chunks
@@ -90,6 +91,8 @@ class Scores:
     """The first thousand of those; they are scored against truth all the same."""
     measured: Mapping[str, Any] = field(default_factory=dict)
     """The figures of the measures that were asked for, by name."""
+    confused: Confused = field(default_factory=Confused)
+    """Of each pair of classes the images in which the one was most often taken for the other."""
     agreement: bool = False
     """Whether truth is but another label set, so that agreement is all that there is to say."""
 
@@ -250,6 +253,7 @@ def _scores(
         incomparable=gather.incomparable,
         incomparable_failures=tuple(sums.incomparable),
         measured=measured,
+        confused=sums.confused,
         agreement=agreement,
     )
 

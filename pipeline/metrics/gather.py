@@ -81,6 +81,7 @@ class Gather:
     def _add(self, chunk: PairChunk, part: ChunkScore) -> None:
         sums = self._sums
         sums.matrix += part.matrix
+        sums.confused.merge(part.confused)
         for mine, theirs in zip(sums.gatherings, part.gatherings, strict=True):
             mine.merge(theirs)
         for held, more in zip(sums.tallied, part.tallied, strict=True):

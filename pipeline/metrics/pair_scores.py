@@ -14,6 +14,7 @@ import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.metrics.block import Counted, image_keys, image_rows
+from pipeline.metrics.confused import Confused
 from pipeline.metrics.confusion import ConfusionMatrix, Counts
 from pipeline.metrics.measure import LabelPair
 from pipeline.metrics.sides import Compared, Labels
@@ -81,6 +82,7 @@ class ChunkScore:
     incomparable: list[Failure] = field(default_factory=list)
     """Images whose baseline is broken: left out of the comparison with it, scored all the same."""
     compared: int = 0
+    confused: Confused = field(default_factory=Confused)
     ids: dict[tuple[str, str], Counts] = field(default_factory=dict)
     """Ids and their pixels [2, k], for each side (truth, pred) and label space: what remaps lose
     follows."""
@@ -278,6 +280,7 @@ class _Block:
         tallies = flat.tallies(classes)
         further = [c for m in plan.measures for c in m.image_columns]
         sums.matrix.add(flat.row, flat.column, flat.counts)
+        sums.confused.update(mine, flat.image, flat.row, flat.column, flat.counts)
         sums.images.append(
             image_rows(mine, tallies, flat.totals(), plan.space, further, self.figures)
         )

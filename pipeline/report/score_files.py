@@ -7,7 +7,8 @@ import io
 import json
 from typing import TYPE_CHECKING, Any
 
-from pipeline.report.examples import examples
+from pipeline.report.examples import confused_examples, examples
+from pipeline.report.score_markdown import markdown
 from pipeline.report.score_page import score_page
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ FILES = {
     "json": "report.json",
     "per_image": "per_image.parquet",
     "confusion": "confusion.csv",
+    "summary": "summary.md",
 }
 """What lies in a report, by the names that the summary gives them."""
 
@@ -32,10 +34,20 @@ def write_report(
 ) -> None:
     """Write the page, the JSON and the matrix; `facts` say how the report was made."""
     shown = [examples(*stores, images, scores.space) for images in (scores.worst, scores.best)]
-    page = score_page(scores, title=title, facts=facts, worst=shown[0], best=shown[1])
+    confused = confused_examples(*stores, scores.matrix.counts, scores.confused, scores.space)
     report = report_of(scores, facts)
+    page = score_page(
+        scores,
+        title=title,
+        facts=facts,
+        worst=shown[0],
+        best=shown[1],
+        figures=report,
+        confused=confused,
+    )
     sink.write(FILES["confusion"], matrix_csv(scores.matrix.counts, scores.class_names))
     sink.write(FILES["json"], json.dumps(report, indent=1).encode() + b"\n")
+    sink.write(FILES["summary"], markdown(report, title).encode())
     sink.write(FILES["report"], page)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from pipeline.label_space import LabelClass, LabelSpace
 from pipeline.metrics.confusion import ConfusionMatrix
-from pipeline.metrics.pair_scores import ImageScore
+from pipeline.metrics.gather import ImageScore
 from pipeline.metrics.pairing import Pair
 from pipeline.report.examples import ConfusedExample, ConfusedPair, Example
 from pipeline.scoring import Scores
@@ -36,7 +36,7 @@ def scores():
 
 def example(name, *, photo=True):
     key = RowKey(name, "toy", 1)
-    image = ImageScore(Pair(key, key, "val"), 100, 4, 60, 0.4, 1.0, 3, EVIL)
+    image = ImageScore(Pair(key, key, "val"), 100, 4, 60, 0.6, 0.4, 1.0, 3, EVIL)
     return Example(image, 30, 40, PNG if photo else None, PNG, PNG, PNG)
 
 
