@@ -22,8 +22,10 @@ from pipeline.metrics.agreement import Agreement
 from pipeline.metrics.confused import Confused
 from pipeline.metrics.confusion import UNDEFINED, ConfusionMatrix, Index, Tally, class_index
 from pipeline.metrics.gather import Gather, ImageScore
+from pipeline.metrics.objects_held import check_objects
 from pipeline.metrics.pair_scores import PairChunk, ScorePlan, pair_chunks
 from pipeline.metrics.pairing import pair_rows
+from pipeline.metrics.scores import further_figures
 from pipeline.metrics.sides import Side
 from pipeline.record import ClassPixels
 from pipeline.tables.rows import list_rows
@@ -107,6 +109,11 @@ class Scores:
         return self.matrix.tally()
 
     @property
+    def _further(self) -> dict[str, Any]:
+        """Scores of a whole label set that follow from the tally."""
+        return {} if self.agreement else further_figures(self.tally)
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """The names of the scored classes, in the matrix's order."""
         return tuple(self.space.by_id[i].name for i in self.space.train_ids)
@@ -119,10 +126,13 @@ class Scores:
         names = ("miou",) if self.agreement else _SCORES
         columns = _SHARED if self.agreement else _COLUMNS
         tally = self.tally
-        arrays = [getattr(tally, c).tolist() for c in columns]
+        further = self._further
+        held = {c: getattr(tally, c).tolist() for c in columns}
+        held |= {"dice": further.pop("classes")} if further else {}
         return {
             "compares": "labels with labels" if self.agreement else "labels with truth",
             **{name: _known(getattr(tally, name)) for name in names},
+            **further,
             "label_space": self.space.name,
             "pixels": tally.pixels,
             "void_pixels": self.matrix.void,
@@ -136,8 +146,8 @@ class Scores:
                 for which, loss in (("truth", self.truth_loss), ("pred", self.predicted_loss))
             },
             "classes": {
-                name: {c: _known(v) for c, v in zip(columns, values, strict=True)}
-                for name, values in zip(self.class_names, zip(*arrays, strict=True), strict=True)
+                name: {column: _known(values[k]) for column, values in held.items()}
+                for k, name in enumerate(self.class_names)
             },
             **self.measured,
         }
@@ -191,6 +201,7 @@ def score(
     space = _target(label_space, *spaces)
     if not space.train_ids:
         raise UsageError(f"label space {space.name!r} has no class to score; all of it is void")
+    check_objects(measures, space, truth, pred)
     if on_space is not None:
         on_space(space)
     tally_measures = (*tally_measures, *((Agreement(),) if agreement else ()))

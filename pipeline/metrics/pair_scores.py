@@ -155,7 +155,7 @@ class _Part:
 
     def add(self, number: int, truth: Cell, predicted: Cell, baseline: Cell | None) -> None:
         """Score one pair; what is wrong with it becomes a failure."""
-        if truth.mask is None:
+        if truth.empty:
             self.sums.unlabelled += 1
             return
         try:
@@ -204,7 +204,7 @@ class _Part:
     def _compare_with(self, baseline: Cell, number: int, truth: Labels, predicted: Labels) -> None:
         """Count what changed since the baseline, if that has a sound mask."""
         assert self.plan.baseline is not None
-        if baseline.mask is None:
+        if baseline.empty:
             return
         try:
             earlier = Labels.of(self.plan.baseline, baseline)

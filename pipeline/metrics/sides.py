@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from pipeline.errors import InputError, LabelOutOfRange, SizeMismatch
+from pipeline.labels.derive import painted
 from pipeline.masks import decode
 from pipeline.metrics.confusion import UNDEFINED, Index, count_pairs
+from pipeline.record import File, Instance, Record
 from pipeline.tables.rows import rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from pipeline.label_space import LabelMap
+    from pipeline.label_space import LabelMap, LabelSpace
     from pipeline.metrics.confusion import Counts
     from pipeline.store import Store
     from pipeline.tables.rows import RowKey
+
+
+_OBJECTS: Final = "instances"
+_SIZE: Final = ("height", "width")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +40,12 @@ class Side:
     def cells(self, keys: Iterable[RowKey]) -> dict[RowKey, Cell]:
         """Read the cells of some rows."""
         needed = ["mask.bytes", "label_space", "image.path"]
+        size = [n for n in _SIZE if _OBJECTS in self.columns and n not in self.columns]
+        columns = (*self.columns, *size)
         found = {}
-        for key, row in rows_of(self.store, keys, [*needed, *self.columns]):
+        for key, row in rows_of(self.store, keys, [*needed, *columns]):
             mask, space, path = row[:3]
-            asked = dict(zip(self.columns, row[3:], strict=True))
+            asked = dict(zip(columns, row[3:], strict=True))
             found[key] = Cell(self.name, mask, space or "", path or key.image_id, asked)
         return found
 
@@ -69,19 +77,32 @@ class Cell:
     path: str
     row: Mapping[str, Any]
 
-    def map(self) -> LabelMap:
-        """Return its label map.
+    @property
+    def empty(self) -> bool:
+        """Whether it has nothing to score: no mask, nor objects that a measure asked for."""
+        return self.mask is None and self.row.get(_OBJECTS) is None
+
+    def map(self, space: LabelSpace) -> LabelMap:
+        """Return its label map; objects without a mask paint one, void where none is.
 
         Raises:
             InputError: there is none, or it is damaged.
         """
-        if self.mask is None:
+        if self.empty:
             mend = (
                 "mIoU is of masks: label it with a semantic or panoptic model; objects alone are "
                 "for COCO's tools, by `segmill export --format coco-instances`"
             )
             raise InputError(self.path, f"the {self.side} has no mask", mend)
-        return decode(self.mask, f"{self.path} ({self.side})")
+        source = f"{self.path} ({self.side})"
+        return self._painted(space, source) if self.mask is None else decode(self.mask, source)
+
+    def _painted(self, space: LabelSpace, source: str) -> LabelMap:
+        objects = tuple(Instance(**one) for one in self.row[_OBJECTS])
+        height, width = (self.row[name] for name in _SIZE)
+        record = Record(source, "", "", File(), "", height, width, space.name, instances=objects)
+        ids = painted(record, space)
+        return np.full((height, width), space.ignore_index, space.dtype) if ids is None else ids
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,7 +120,7 @@ class Labels:
         Raises:
             InputError: it has no mask, or a damaged one.
         """
-        return cls(side, cell, cell.map())
+        return cls(side, cell, cell.map(side.store.space(cell.space)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
