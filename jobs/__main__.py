@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from jobs import VERBS
+from pipeline.heap import keep_freed_memory
 from pipeline.release import release
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ def run() -> None:
     Arrow's and torch's own threads abort a process whose interpreter ends before they do. All that
     a verb has to say is written by then, so the process leaves without waiting for them.
     """
+    if not any(name.startswith("MALLOC_") for name in os.environ):  # else the user has chosen
+        keep_freed_memory()
     try:
         main()
         code = 0

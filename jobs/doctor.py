@@ -108,6 +108,11 @@ def _python() -> Iterator[Check]:
     except PackageNotFoundError:
         mend = "pip install -e . in the checkout"
         yield Check("segmill", "warning", "not installed, running from its sources", mend)
+    from pipeline.metrics.confusion import compiled_counter
+
+    there = compiled_counter() is not None
+    mend = "" if there else "scoring takes twice as long: install a C compiler, then segmill again"
+    yield Check("compiled", "ok", "pixel counter" if there else "nothing, NumPy counts", mend)
 
 
 def _machine() -> Iterator[Check]:

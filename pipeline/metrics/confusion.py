@@ -12,6 +12,7 @@ cityscapesScripts counts it, and `coverage` says how much of the truth was given
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 import numpy as np
@@ -38,6 +39,7 @@ _DENSE: Final = 1 << 20  # bins of a pair histogram; past it sorting the codes t
 _FEW: Final = 1 << 16  # bins of a histogram that is cheaper than sorting some thousand codes
 _MANY: Final = 0.25  # share of words of eight pixels with a change: there pixels are counted faster
 _SMALL: Final = 64
+_TOP_COUNT: Final = 1 << 32  # the compiled loop counts in 32 bits
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,8 +55,8 @@ def count_pairs(truth: LabelMap, predicted: LabelMap) -> Pairs:
     """Count every pixel of two label maps [H, W] by (truth id, predicted id).
 
     The maps may be views with any strides. Runs of one pair are counted, which label maps have few
-    of; maps that are mostly noise are counted pixel by pixel. The work is NumPy's and OpenCV's,
-    without the GIL.
+    of; maps that are mostly noise are counted pixel by pixel. 8-bit maps are counted by `_pairs.c`,
+    or where that was not compiled by NumPy and OpenCV, as others are; all without the GIL.
 
     >>> pairs = count_pairs(np.array([[7, 7, 9]], np.uint8), np.array([[7, 9, 9]], np.uint8))
     >>> [x.tolist() for x in (pairs.truth, pairs.predicted, pairs.counts)]
@@ -67,12 +69,40 @@ def count_pairs(truth: LabelMap, predicted: LabelMap) -> Pairs:
         raise ValueError(f"expected two maps of one size, got {truth.shape}, {predicted.shape}")
     if not {truth.dtype, predicted.dtype} <= {np.dtype(np.uint8), np.dtype(np.uint16)}:
         raise ValueError(f"expected uint8 or uint16, got {truth.dtype}, {predicted.dtype}")
+    compiled = _pairs_compiled(truth, predicted) if truth.size else None
+    if compiled is not None:
+        return compiled
     by_runs = _pairs_of_runs(truth, predicted) if truth.size else None
     if by_runs is not None:
         return by_runs
     if truth.size and truth.dtype == predicted.dtype == np.uint8 and truth.shape[1] <= _EXACT:
         return _pairs_8bit(truth, predicted)
     return _pairs_16bit(truth, predicted)
+
+
+@cache
+def compiled_counter() -> Callable[..., tuple[bytes, bytes]] | None:
+    """Return the compiled loop over pixels; None where it was not compiled."""
+    try:
+        from pipeline.metrics._pairs import count
+    except ImportError:
+        return None
+    return count
+
+
+def _pairs_compiled(truth: LabelMap, predicted: LabelMap) -> Pairs | None:
+    """Count 8-bit maps by the compiled loop; None for others, and where there is no such loop."""
+    count, gap = compiled_counter(), _row_gap(truth)
+    if count is None or not truth.dtype == predicted.dtype == np.uint8 or truth.size >= _TOP_COUNT:
+        return None
+    if gap is None or gap != _row_gap(predicted):
+        truth, predicted, gap = truth.copy("C"), predicted.copy("C"), 0
+    height, width = truth.shape
+    told = count(_flat(truth, gap), _flat(predicted, gap), height, width, width + gap)
+    codes, counts = np.frombuffer(told[0], np.uint16), np.frombuffer(told[1], np.uint32)
+    order = np.argsort(codes)
+    found = codes[order].astype(np.int64)
+    return Pairs(found >> 8, found & 255, counts[order].astype(np.int64))
 
 
 def _pairs_of_runs(truth: LabelMap, predicted: LabelMap) -> Pairs | None:

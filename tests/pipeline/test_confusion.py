@@ -28,6 +28,19 @@ CLASSES = 5
 INDEX = class_index(range(CLASSES), void=[255])
 
 
+@pytest.fixture(params=["compiled", "plain"], autouse=True, scope="module")
+def _counter(request):
+    """Run every test with the compiled loop, where there is one, and without."""
+    if request.param == "compiled":
+        if module.compiled_counter() is None:
+            pytest.skip("the pixel counter was not compiled: segmill was installed without cc")
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "compiled_counter", lambda: None)
+        yield
+
+
 def by_hand(truth, predicted):
     """Count pairs one pixel at a time."""
     return Counter(zip(truth.ravel().tolist(), predicted.ravel().tolist(), strict=True))
@@ -325,3 +338,16 @@ def test_scores_agree_with_cityscapesscripts(tmp_path, monkeypatch):
             mine = tally.iou[scored.index(label.id)]
             assert mine == pytest.approx(result["classScores"][label.name], nan_ok=True)
     assert tally.miou == pytest.approx(result["averageScoreClasses"])
+
+
+def test_the_compiled_loop_reads_nothing_but_its_buffers():
+    count = module.compiled_counter()
+    if count is None:
+        pytest.skip("this is the run without it")
+    row = np.zeros(20, np.uint8)
+    for shape in ((3, 7, 7), (2, 10, 9), (-1, 4, 4), (2, 10, 11), (1, 1 << 33, 1 << 33)):
+        with pytest.raises(ValueError, match="rows and columns"):
+            count(row, row, *shape)
+    with pytest.raises(ValueError, match="rows and columns"):
+        count(row, row[:19], 2, 10, 10)
+    assert count(row, row, 2, 10, 10) == (bytes(2), (20).to_bytes(4, "little"))
