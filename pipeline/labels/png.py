@@ -12,12 +12,13 @@ import zlib
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import imagecodecs
 import numpy as np
 
-from pipeline.errors import CorruptMask, ImageTooLarge
+from pipeline.errors import CorruptMask, ImageTooLarge, InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,6 +40,7 @@ _DEPTHS: Final = {
     GREY: (1, 2, 4, 8, 16), RGB: (8, 16), PALETTE: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16),
 }  # fmt: skip
 _CHANNELS: Final = {GREY: 1, RGB: 3, PALETTE: 1, 4: 2, 6: 4}
+_HEAD_BYTES: Final = 2048  # more than header and palette of a written cell take
 _IEND: Final = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 # Adam7: first row, first column, row step, column step of each pass.
 _PASSES: Final = (
@@ -163,6 +165,51 @@ def parse(data: bytes, path: str) -> Png:
         CorruptMask: not a PNG, cut off, or damaged.
         ImageTooLarge: the header promises more than `PIXEL_LIMIT` pixels.
     """
+    written = _as_written(data)
+    return _parsed(data, path) if written is None else written
+
+
+def _as_written(data: bytes) -> Png | None:
+    """Read a file that is laid out as `write` does it; None for any other, and for a damaged one.
+
+    Cells of one size and palette begin alike: their headers are read once.
+    """
+    at = data.find(b"IDAT", 8, _HEAD_BYTES) - 4
+    if at < 0 or len(data) < at + 12:
+        return None
+    (length,) = struct.unpack_from(">I", data, at)
+    end = at + 12 + length
+    if data[end:] != _IEND:
+        return None
+    body = memoryview(data)[at + 4 : end - 4]
+    if _crc(body) != struct.unpack_from(">I", data, end - 4)[0]:
+        return None
+    head = _head(data[:at])
+    if head is None:
+        return None
+    return Png(
+        head.height,
+        head.width,
+        head.depth,
+        head.colour,
+        head.interlaced,
+        head.palette,
+        body[4:],
+        plain=True,
+    )
+
+
+@lru_cache(maxsize=256)
+def _head(before: bytes) -> Png | None:
+    """Return what a file's bytes before its pixels say; None where they are not a plain header."""
+    try:
+        found = _parsed(before + _chunk(b"IDAT", b"") + _IEND, "")
+    except InputError:
+        return None
+    return found if found.plain else None
+
+
+def _parsed(data: bytes, path: str) -> Png:
     if data[:8] != SIGNATURE:
         raise _corrupt(path, "not a PNG file")
     chunks = _chunks(data, path)

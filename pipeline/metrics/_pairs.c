@@ -75,42 +75,61 @@ static PyObject *answer(const Histogram *h)
     return both;
 }
 
+static int is_map(const Py_buffer *b)
+{
+    return b->ndim == 2 && b->itemsize == 1 && (b->shape[1] < 2 || b->strides[1] == 1);
+}
+
+static PyObject *count_buffers(const Py_buffer *truth, const Py_buffer *predicted)
+{
+    Py_ssize_t height, width;
+    Histogram *h;
+    PyObject *result;
+    if (!is_map(truth) || !is_map(predicted) || truth->shape[0] != predicted->shape[0] ||
+        truth->shape[1] != predicted->shape[1]) {
+        PyErr_SetString(PyExc_ValueError, "expected two maps of bytes of one size, rows unbroken");
+        return NULL;
+    }
+    height = truth->shape[0], width = truth->shape[1];
+    if ((double)height * (double)width >= 4294967296.0) {
+        PyErr_SetString(PyExc_ValueError, "the maps have more pixels than 32 bits count");
+        return NULL;
+    }
+    h = malloc(sizeof *h);
+    if (h == NULL)
+        return PyErr_NoMemory();
+    Py_BEGIN_ALLOW_THREADS
+    memset(h->count, 0, sizeof h->count);
+    h->codes = 0;
+    for (Py_ssize_t row = 0; row < height; row++)
+        count_row(h, (const uint8_t *)truth->buf + row * truth->strides[0],
+                  (const uint8_t *)predicted->buf + row * predicted->strides[0], width);
+    Py_END_ALLOW_THREADS
+    result = answer(h);
+    free(h);
+    return result;
+}
+
 static PyObject *count(PyObject *module, PyObject *args)
 {
+    PyObject *first, *second, *result = NULL;
     Py_buffer truth, predicted;
-    Py_ssize_t height, width, stride;
-    PyObject *result = NULL;
     (void)module;
-    if (!PyArg_ParseTuple(args, "y*y*nnn", &truth, &predicted, &height, &width, &stride))
+    if (!PyArg_ParseTuple(args, "OO", &first, &second))
         return NULL;
-    Py_ssize_t pixels = height > 0 ? (height - 1) * stride + width : 0;
-    if (height < 0 || width < 0 || stride < width || truth.len != pixels ||
-        predicted.len != pixels || (double)height * (double)width >= 4294967296.0) {
-        PyErr_SetString(PyExc_ValueError, "the buffers are not of this many rows and columns");
-    } else {
-        Histogram *h = malloc(sizeof *h);
-        if (h == NULL) {
-            PyErr_NoMemory();
-        } else {
-            Py_BEGIN_ALLOW_THREADS
-            memset(h->count, 0, sizeof h->count);
-            h->codes = 0;
-            for (Py_ssize_t row = 0; row < height; row++)
-                count_row(h, (const uint8_t *)truth.buf + row * stride,
-                          (const uint8_t *)predicted.buf + row * stride, width);
-            Py_END_ALLOW_THREADS
-            result = answer(h);
-            free(h);
-        }
+    if (PyObject_GetBuffer(first, &truth, PyBUF_STRIDED_RO) < 0)
+        return NULL;
+    if (PyObject_GetBuffer(second, &predicted, PyBUF_STRIDED_RO) == 0) {
+        result = count_buffers(&truth, &predicted);
+        PyBuffer_Release(&predicted);
     }
     PyBuffer_Release(&truth);
-    PyBuffer_Release(&predicted);
     return result;
 }
 
 static PyMethodDef methods[] = {
     {"count", count, METH_VARARGS,
-     "count(truth, predicted, height, width, stride) -> codes (uint16), pixels (uint32)"},
+     "count(truth [H, W] uint8, predicted [H, W] uint8) -> codes (uint16), pixels (uint32)"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -92,13 +92,10 @@ def compiled_counter() -> Callable[..., tuple[bytes, bytes]] | None:
 
 def _pairs_compiled(truth: LabelMap, predicted: LabelMap) -> Pairs | None:
     """Count 8-bit maps by the compiled loop; None for others, and where there is no such loop."""
-    count, gap = compiled_counter(), _row_gap(truth)
+    count = compiled_counter()
     if count is None or not truth.dtype == predicted.dtype == np.uint8 or truth.size >= _TOP_COUNT:
         return None
-    if gap is None or gap != _row_gap(predicted):
-        truth, predicted, gap = truth.copy("C"), predicted.copy("C"), 0
-    height, width = truth.shape
-    told = count(_flat(truth, gap), _flat(predicted, gap), height, width, width + gap)
+    told = count(*(m if m.strides[1] == 1 else m.copy("C") for m in (truth, predicted)))
     codes, counts = np.frombuffer(told[0], np.uint16), np.frombuffer(told[1], np.uint32)
     order = np.argsort(codes)
     found = codes[order].astype(np.int64)

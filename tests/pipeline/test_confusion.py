@@ -344,10 +344,22 @@ def test_the_compiled_loop_reads_nothing_but_its_buffers():
     count = module.compiled_counter()
     if count is None:
         pytest.skip("this is the run without it")
-    row = np.zeros(20, np.uint8)
-    for shape in ((3, 7, 7), (2, 10, 9), (-1, 4, 4), (2, 10, 11), (1, 1 << 33, 1 << 33)):
-        with pytest.raises(ValueError, match="rows and columns"):
-            count(row, row, *shape)
-    with pytest.raises(ValueError, match="rows and columns"):
-        count(row, row[:19], 2, 10, 10)
-    assert count(row, row, 2, 10, 10) == (bytes(2), (20).to_bytes(4, "little"))
+    rows = np.zeros((4, 20), np.uint8)
+    for other in (
+        rows[:3],
+        rows[:, :19],
+        rows.T,
+        rows[:, ::-1],
+        rows.ravel(),
+        rows.view(np.uint16),
+    ):
+        with pytest.raises(ValueError, match="two maps of bytes of one size"):
+            count(rows, other)
+        with pytest.raises(ValueError, match="two maps of bytes of one size"):
+            count(other, rows)
+    with pytest.raises(TypeError):
+        count(rows, "text")
+    huge = np.broadcast_to(np.zeros(1, np.uint8), (1 << 17, 1 << 16))
+    with pytest.raises(ValueError, match=r"one size|32 bits"):
+        count(huge, huge)
+    assert count(rows[::2, 3:], rows[::-2, 3:]) == (bytes(2), (34).to_bytes(4, "little"))
