@@ -67,7 +67,8 @@ def unpool(x: Tensor, where: Tensor, size: Size) -> Tensor:
     if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
         # The exporters have no max_unpool2d; in eager mode this costs more.
         flat = x.new_zeros((x.shape[0], x.shape[1], size[0] * size[1]))
-        return flat.scatter(2, where.flatten(2), x.flatten(2)).unflatten(2, size)
+        filled = flat.scatter(2, where.flatten(2), x.flatten(2))
+        return filled.reshape(x.shape[0], x.shape[1], *size)
     return F.max_unpool2d(x, where, [UNPOOL_STRIDE, UNPOOL_STRIDE], output_size=list(size))
 
 

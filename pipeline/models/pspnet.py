@@ -63,8 +63,9 @@ def deep_resnet(
     blocks: tuple[int, ...], stem: int, channels: tuple[int, ...] = (64, 128, 256, 512)
 ) -> Any:
     """Return a ResNet with three 3x3 convolutions for a stem, and an output stride of 8."""
-    net = ResNet(
-        Bottleneck, blocks, num_classes=0, stem_width=stem, stem_type="deep", channels=channels
+    block: Any = Bottleneck  # timm's annotation names an instance
+    net: Any = ResNet(
+        block, blocks, num_classes=0, stem_width=stem, stem_type="deep", channels=channels
     )
     dilate(net.layer3, 2)
     dilate(net.layer4, 4)

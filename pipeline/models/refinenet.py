@@ -115,7 +115,8 @@ class ResidualUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the refined x, of the same shape."""
-        return x + self.second(F.relu(self.first(F.relu(x))))
+        refined: Tensor = self.second(F.relu(self.first(F.relu(x))))
+        return x + refined
 
 
 class ResidualPool(nn.Module):

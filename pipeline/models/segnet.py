@@ -43,7 +43,8 @@ class SegNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits."""
-        x, pooled = image, []
+        x = image
+        pooled: list[tuple[Tensor, Size]] = []
         for layer in self.backbone.features:
             x = _pool(x, pooled) if isinstance(layer, nn.MaxPool2d) else layer(x)
         for level in self.decoder:
@@ -70,7 +71,8 @@ class SegNetBasic(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits."""
-        x, pooled = self.norm(image), []
+        x = self.norm(image)
+        pooled: list[tuple[Tensor, Size]] = []
         for level in self.encoder:
             x = _pool(level(x), pooled)
         for level in self.decoder:

@@ -81,7 +81,8 @@ class _Gate(nn.Module):
 
     def forward(self, below: Tensor, skip: Tensor) -> Tensor:
         seen = F.relu(self.below(below) + self.skip(skip))
-        return skip * self.weigh(seen).sigmoid()
+        share: Tensor = self.weigh(seen).sigmoid()
+        return skip * share
 
 
 class _Recurrent(nn.Module):
