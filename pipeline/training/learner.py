@@ -9,6 +9,7 @@ import torch
 
 from pipeline.errors import UsageError
 from pipeline.models import load_model
+from pipeline.models.heads import WeightedHeads
 from pipeline.models.uri import parse
 from pipeline.models.weights import put_matching, read_weights
 from pipeline.training.losses import cross_entropy
@@ -79,7 +80,7 @@ class Learner:
     def __init__(self, model: LoadedModel, recipe: Recipe, place: Place, task: Task) -> None:
         self._recipe, self._place, self._task = recipe, place, task
         self.module = model.module.to(place.device).to(memory_format=torch.channels_last)
-        self._spread = place.spread(self.module)
+        self._spread = place.spread(WeightedHeads(self.module))
         self._optimiser = optimiser(self.module, recipe.optimiser)
         decay = recipe.ema
         self._average = None if decay is None else MovingAverage(self.module, decay)
@@ -118,10 +119,13 @@ class Learner:
     def _backward(self, batch: Batch) -> Tensor:
         """Add one batch's gradients; return its share of the step's loss, detached."""
         with self._place.autocast(self._recipe.precision):
-            logits = self._spread(self._normalise(batch.images))
+            heads = self._spread(self._normalise(batch.images))
         labels = batch.labels.to(self._place.device, non_blocking=True)
-        loss = cross_entropy(logits, labels, self._task.void, self._task.weights)
-        loss = loss / self._recipe.accumulate
+        losses = [
+            weight * cross_entropy(logits, labels, self._task.void, self._task.weights)
+            for weight, logits in heads
+        ]
+        loss = torch.stack(losses).sum() / self._recipe.accumulate
         torch.autograd.backward(self._scaler.scale(loss))
         return loss.detach()
 

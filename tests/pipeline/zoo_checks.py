@@ -85,7 +85,7 @@ def export_size(name: str) -> int:
 
 
 def patches(classes: int, size: int, n: int = 4) -> tuple[Tensor, Tensor]:
-    """Return n images of a few coloured rectangles, and their classes: nothing a net can't learn."""
+    """Return n images of a few coloured rectangles, and their classes: easy to learn."""
     generator = np.random.default_rng(0)
     colours = generator.normal(size=(classes, 3))
     labels = np.zeros((n, size, size), np.int64)
