@@ -55,15 +55,16 @@ class ICNet(nn.Module):
     def _fused(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the features at 1/4, 1/8 and 1/16 of the size, each up-sampled from the deeper."""
         net = self.backbone
-        x = net.layer1(net.maxpool(stem(net, resized(image, _scaled(size_of(image), 0.5)))))
+        x = net.layer1(net.maxpool(stem(net, resized(image, _half(size_of(image))))))
         middle = net.layer2[0](x)
-        x = net.layer2[1:](resized(middle, _scaled(size_of(middle), 0.5)))
+        x = net.layer2[1:](resized(middle, _half(size_of(middle))))
         x = _pyramid(net.layer4(net.layer3(x)))
         coarse = resized(self.narrow(x), size_of(middle))
         fine = self.fine(image)
         joined = resized(self.fuse_middle(coarse, middle), size_of(fine))
         last = self.fuse_fine(joined, fine)
-        return resized(last, _scaled(size_of(last), 2)), joined, coarse
+        high, wide = size_of(image)
+        return resized(last, (-(-high // 4), -(-wide // 4))), joined, coarse
 
 
 class _Fusion(nn.Module):
@@ -78,8 +79,8 @@ class _Fusion(nn.Module):
         return F.relu(self.coarse(coarse) + self.fine(fine))
 
 
-def _scaled(size: Size, factor: float) -> Size:
-    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+def _half(size: Size) -> Size:
+    return -(-size[0] // 2), -(-size[1] // 2)
 
 
 def _pyramid(x: Tensor) -> Tensor:
