@@ -64,8 +64,8 @@ def _reflected(length: int, before: int, after: int, device: torch.device) -> Te
 
 def unpool(x: Tensor, where: Tensor, size: Size) -> Tensor:
     """Put the values of x [N, C, h, w] where a 2x2 max-pool of maps of `size` found its maxima."""
-    if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
-        # The exporters have no max_unpool2d; in eager mode this costs more.
+    if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
+        # Exporters have no max_unpool2d, or none whose size is known to them.
         flat = x.new_zeros((x.shape[0], x.shape[1], size[0] * size[1]))
         filled = flat.scatter(2, where.flatten(2), x.flatten(2))
         return filled.reshape(x.shape[0], x.shape[1], *size)

@@ -183,7 +183,7 @@ def test_published_millions_are_near():
 EVEN = (64, 96)
 STRIDES = {"dilation10": 1, "enet": 1, "icnet": 4}
 """Where logits are denser than what sides of the input divide by."""
-ODD = [(321, 243), (32, 32), (33, 47)]
+ODD = [(321, 243), (32, 32)]
 DEEPER = ("67", "101", "103", "152", "161", "169", "201")
 """What the names of those end in that differ from another in nothing but depth."""
 SHALLOW = [name for name in MODELS if not name.endswith(DEEPER)]
@@ -283,7 +283,7 @@ def test_exported_unpooling_is_torchs(size, monkeypatch):
     x = torch.randn(2, 3, *size)
     pooled, where = F.max_pool2d(x, 2, return_indices=True)
     eager = unpool(pooled, where, size)
-    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert torch.equal(unpool(pooled, where, size), eager)
     assert set(eager[eager != 0].tolist()) <= set(x.flatten().tolist())
 
