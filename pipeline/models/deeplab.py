@@ -1,7 +1,7 @@
 """DeepLab v1 (Chen 2015, arXiv 1412.7062) and v2 (Chen 2017, arXiv 1606.00915).
 
-VOC 2012 val: v1 LargeFOV 62.3 mIoU, 67.6 with a dense CRF (`segmill label --refine densecrf`); v2 on
-ResNet-101 76.4, 77.7 with it. Logits are at an eighth of the image's size.
+VOC 2012 val: v1 LargeFOV 62.3 mIoU, 67.6 with a dense CRF (`segmill label --refine densecrf`); v2
+on ResNet-101 76.4, 77.7 with it. Logits are at an eighth of the image's size.
 """
 
 from __future__ import annotations
