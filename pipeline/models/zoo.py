@@ -1,7 +1,7 @@
 """`zoo:` models: the architectures of `MODELS`, untrained.
 
-`?backbone_weights=FILE` starts the backbone from torchvision's ImageNet weights (timm's for PSPNet
-and ICNet), a file anywhere.
+`?backbone_weights=FILE` starts the backbone from torchvision's ImageNet weights (timm's for
+PSPNet), a file anywhere.
 """
 
 from __future__ import annotations
