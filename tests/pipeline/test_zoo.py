@@ -296,6 +296,21 @@ def test_fcn_stages_start_from_one_another():
         assert lost == {"up.weight"}
 
 
+@pytest.mark.parametrize("padding", ["mirror", "same"])
+def test_unets_logits_lie_on_their_pixels(padding):
+    """Its shortest way through, made to pass the first channel on, gives the image itself."""
+    net = load_model(f"zoo:unet?classes=2&padding={padding}").module
+    with torch.no_grad():
+        for layer in [*net.down[0].modules(), *net.merge[-1].modules(), net.head]:
+            if isinstance(layer, nn.Conv2d):
+                layer.weight.zero_()
+                middle = layer.kernel_size[0] // 2
+                layer.weight[0, 0, middle, middle] = 1
+    image = torch.rand(1, 3, 39, 34)
+    with torch.inference_mode():
+        assert torch.equal(net(image)[:, 0], image[:, 0])
+
+
 def test_the_seed_is_the_network():
     one, same, other = (
         load_model(f"zoo:fc_densenet56?classes=3&seed={seed}").digest for seed in (1, 1, 2)
