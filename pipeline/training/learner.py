@@ -11,6 +11,7 @@ import torch
 
 from pipeline.errors import UsageError
 from pipeline.models import load_model
+from pipeline.models.heads import WeightedHeads
 from pipeline.models.uri import parse
 from pipeline.models.weights import put_matching, read_weights
 from pipeline.training.losses import criterion
@@ -87,7 +88,7 @@ class Learner:
         self._recipe, self._place = recipe, place
         self._criterion = task.criterion(recipe)
         self.module = model.module.to(place.device).to(memory_format=torch.channels_last)
-        self._spread = place.spread(self.module)
+        self._spread = place.spread(WeightedHeads(self.module))
         self._optimiser = optimiser(self.module, recipe.optimiser)
         decay = recipe.ema
         self._average = None if decay is None else MovingAverage(self.module, decay)
@@ -135,8 +136,9 @@ class Learner:
             last = number == len(batches) - 1
             with nullcontext() if last else place.alone(self._spread):
                 with place.autocast(self._recipe.precision):
-                    logits = self._spread(self._normalise(batch.images))
-                loss = self._criterion(logits, labels[number], share) * factors[number]
+                    heads = self._spread(self._normalise(batch.images))
+                found = [w * self._criterion(x, labels[number], share) for w, x in heads]
+                loss = torch.stack(found).sum() * factors[number]
                 torch.autograd.backward(self._scaler.scale(loss))
             total += loss.detach()
         return total
