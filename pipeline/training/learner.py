@@ -107,9 +107,9 @@ class Learner:
         `number` counts the steps of the run, `share` is how much of it is over, 0 to 1.
         """
         how = self._recipe.optimiser
-        lr = how.lr * rate(share, how.warmup, how.final)
+        lr = how.lr * rate(share, how)
         for group in self._optimiser.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["factor"]
         self._optimiser.zero_grad(set_to_none=True)
         loss = self._backward(list(islice(batches, self._recipe.accumulate)), share)
         if how.clip_norm is not None:

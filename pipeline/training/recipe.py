@@ -58,16 +58,39 @@ class Augment(_Part):
 
 
 class Optimiser(_Part):
-    """AdamW with a warm-up and a cosine to `final` times the rate, over epochs or minutes."""
+    """How weights move, and how fast over the run, be it one of epochs or of minutes."""
 
-    name: Literal["adamw"] = "adamw"
+    name: Literal["adamw", "adam", "sgd", "rmsprop"] = "adamw"
+    """adamw decays weights apart from the gradient (1711.05101), the others through it."""
     lr: Positive = 1e-3
+    backbone_lr: Positive = 1.0
+    """What the rate is multiplied by in the network's backbone, for one that starts trained."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     """Not applied to biases, norms and other one-dimensional parameters."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of sgd; the others have their usual moments."""
+    nesterov: bool = False
+    schedule: Literal["cosine", "poly", "step", "exponential", "constant"] = "cosine"
+    """From `lr` down to `final` times it: cosine, (1 - share) ** power, by `gamma` at each share
+    of `milestones`, by the same factor all along, or not at all."""
+    power: Positive = 0.9
+    milestones: tuple[Share, ...] = ()
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
     warmup: Share = 0.03
     """The share of the run in which the rate rises from nothing."""
     final: Share = 0.0
+    """Of cosine, poly and exponential."""
     clip_norm: Positive | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if (self.schedule == "step") != bool(self.milestones):
+            raise ValueError("schedule: step and milestones: [shares of the run] go together")
+        if self.schedule == "exponential" and not self.final:
+            raise ValueError("schedule: exponential needs final, the factor at the end, above 0")
+        if self.nesterov and not (self.name == "sgd" and self.momentum):
+            raise ValueError("nesterov is for sgd with momentum")
+        return self
 
 
 class LossTerm(_Part):

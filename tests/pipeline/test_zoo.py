@@ -129,6 +129,8 @@ PARAMETERS = [  # name, options, classes, count, where the count is from
     ("gfrnet", {}, 11, 29_194_090, "mrochan/gfrnet: train_camvid_gate.prototxt"),
     # The prototxt has 6 more: scale and shift of an input layer that only copies the image.
     ("icnet", {}, 19, 6_699_993 - 6, "hszhao/ICNet: icnet_cityscapes_bnnomerge.prototxt"),
+    ("lite-fpn", {}, 11, 1_498_635, "ours"),
+    ("lite-fpn", {}, 19, 1_499_411, "ours"),
     ("linknet", {}, 11, 11_535_659, "e-lab/LinkNet: model.lua; paper 11.5 M"),
     ("linknet", {}, 19, 11_536_691, "e-lab/LinkNet: model.lua"),
     ("linknet", {}, 20, 11_536_820, "e-lab/LinkNet: model.lua"),
@@ -181,7 +183,7 @@ def test_published_millions_are_near():
 # --- sizes and gradients -------------------------------------------------------------------------
 
 EVEN = (64, 96)
-STRIDES = {"dilation10": 1, "enet": 1, "icnet": 4}
+STRIDES = {"dilation10": 1, "enet": 1, "icnet": 4, "lite-fpn": 4}
 """Where logits are denser than what sides of the input divide by."""
 ODD = [(321, 243), (32, 32)]
 DEEPER = ("67", "101", "103", "152", "161", "169", "201")
