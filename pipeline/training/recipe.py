@@ -111,6 +111,13 @@ class LossTerm(_Part):
         return {"name": value} if isinstance(value, str) else value
 
 
+class DepthScale(_Part):
+    """How depth becomes the fourth channel: (metres - mean) / std, 0 where nothing was measured."""
+
+    mean: float
+    std: Positive
+
+
 class Recipe(_Part):
     """One training run; either `epochs` or `minutes` ends it, or whichever comes first."""
 
@@ -122,6 +129,8 @@ class Recipe(_Part):
     """Classes to learn, masks are remapped on the fly; None: the model's own, or the store's."""
     input_size: Size | None = None
     """Size that all images are brought to, now and in use; None: the model's, or their own."""
+    depth: DepthScale | None = None
+    """For models of colour and depth: reads the store's depth maps beside the images."""
     augment: Augment
     optimiser: Optimiser = Optimiser()
     loss: Annotated[tuple[LossTerm, ...], Field(min_length=1)] = (LossTerm(name="cross-entropy"),)
@@ -151,6 +160,10 @@ class Recipe(_Part):
     seed: Annotated[int, Field(ge=0)] = 0
     shuffle_rows: Annotated[int, Field(gt=0)] = 2048
     """Rows held to draw the next one from; fewer where they are large."""
+    cache: Literal["none", "memory"] = "none"
+    """memory: decoded images of `train` stay in each worker's memory from epoch to epoch."""
+    cache_mib: Annotated[int, Field(gt=0)] = 1024
+    """As many as fit into it; the others are decoded each time."""
 
     @model_validator(mode="after")
     def _ends(self) -> Self:
