@@ -44,8 +44,8 @@ class Preprocessing:
 
     `size` is the model's input height and width, `edge` a resize that keeps the image's shape; with
     neither it stays as large as it is. `multiple` is what both sides must divide by (the caller
-    pads). `depth` is the mean and spread, in metres, by which a fourth channel is normalised; pixels
-    without depth are 0.
+    pads). `depth` is the mean and spread, in metres, by which a fourth channel is normalised; where
+    there is no depth it is 0.
     """
 
     mean: tuple[float, ...]

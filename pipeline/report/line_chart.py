@@ -58,8 +58,8 @@ def line_chart(line: Line) -> Markup:
         return round(across, 1), round(_TOP + share * (_HEIGHT - _TOP - _BOTTOM), 1)
 
     parts = [_grid(place(first, mark)[1], line.text(mark)) for mark in marks]
-    for x in dict.fromkeys((points[0][0], points[-1][0])):
-        parts.append(_text(place(x, marks[0])[0], _HEIGHT - 10, str(x), "middle"))
+    ends = dict.fromkeys((points[0][0], points[-1][0]))
+    parts += [_text(place(x, marks[0])[0], _HEIGHT - 10, str(x), "middle") for x in ends]
     parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 10, "epoch", "middle"))
     path = " ".join(f"{x},{y}" for x, y in (place(*p) for p in points))
     parts.append(Markup('<polyline class="curve" points="{}"/>').format(path))

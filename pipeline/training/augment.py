@@ -1,4 +1,4 @@
-"""Augmentation: scale, crop, mirror and colours of an image, its labels and depth, in one pass each.
+"""Augmentation: scale, crop, mirror and colours of an image, its labels and its depth.
 
 The window of the source that a crop will show is cut out first and only that is resized: the cost
 follows the crop, not the image. Depth moves with its pixels and stays in metres.
@@ -94,7 +94,10 @@ def resized(example: Example, height: int, width: int) -> Example:
     def to_size(array: NDArray[Any]) -> NDArray[Any]:
         # INTER_NEAREST takes the top left pixel of each cell; the exact kind the one at its centre.
         kind = how if array is image else cv2.INTER_NEAREST_EXACT
-        return cv2.resize(np.ascontiguousarray(array), (width, height), interpolation=kind)
+        out: NDArray[Any] = cv2.resize(
+            np.ascontiguousarray(array), (width, height), interpolation=kind
+        )
+        return out
 
     return example.map(to_size)
 

@@ -32,9 +32,7 @@ class Board:
         from torch.utils.tensorboard import SummaryWriter
 
         # What a killed process wrote of later steps is no longer shown.
-        self._writer: SummaryWriter = SummaryWriter(  # type: ignore[no-untyped-call]
-            folder, purge_step=step + 1 if step else None
-        )
+        self._writer: SummaryWriter = SummaryWriter(folder, purge_step=step + 1 if step else None)
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Write an epoch's figures."""
@@ -42,5 +40,5 @@ class Board:
         figures |= {f"iou/{name}": value for name, value in (row.get("iou") or {}).items()}
         for name, value in figures.items():
             if value is not None and math.isfinite(value):
-                self._writer.add_scalar(name, value, row["step"])  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(name, value, row["step"])
+        self._writer.flush()

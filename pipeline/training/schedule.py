@@ -40,11 +40,11 @@ def rate(progress: float, how: Optimiser) -> float:
     if how.schedule == "constant":
         return 1.0
     if how.schedule == "step":
-        return how.gamma ** sum(progress >= at for at in how.milestones)
+        return float(how.gamma ** sum(progress >= at for at in how.milestones))
     if how.schedule == "exponential":
-        return how.final**since
+        return float(how.final**since)
     if how.schedule == "poly":
-        falling = (1 - since) ** how.power
+        falling = float((1 - since) ** how.power)
     else:
         falling = (1 + math.cos(math.pi * since)) / 2
     return how.final + (1 - how.final) * falling

@@ -83,8 +83,8 @@ class Result:
     """What came of a run."""
 
     history: list[dict[str, Any]]
-    """One entry an epoch: steps, loss, lr, seconds since the start, train_seconds of the steps alone
-    and wait, those that the device waited for batches; miou, pixel_accuracy, iou if validated."""
+    """One entry an epoch: steps, loss, lr; `seconds` since the start; `train_seconds` of the steps
+    alone, `wait` of them for batches; miou, pixel_accuracy and iou where validated."""
     best_epoch: int | None
     miou: float | None
     """Validation mIoU of the saved weights; None without a validation split."""
