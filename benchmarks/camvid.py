@@ -38,7 +38,7 @@ PUBLISHED = {
     "camvid-fcn8s": Published("57.0", "88.0", "ImageNet weights, hours on a GPU"),
     "camvid-segnet": Published("46.4 to 60.1", "62.5 to 90.4", "ImageNet weights, 40 K steps"),
     "camvid-enet-paper": Published("51.3", "", "hundreds of epochs"),
-    "camvid-enet": Published("51.3", "", "half the size, minutes for hundreds of epochs"),
+    "camvid-enet": Published("51.3", "", "the full size, hundreds of epochs"),
     "camvid-linknet": Published("68.3", "", "larger images, ImageNet weights"),
     "camvid-fc-densenet56": Published("58.9", "88.9", "750 epochs, then full size"),
     "camvid-fc-densenet67": Published("65.8", "90.8", "750 epochs, then full size"),
@@ -127,7 +127,7 @@ def table(results: list[dict[str, Any]]) -> str:
     """Return the figures as Markdown, best first."""
     lines = [
         "| recipe | mIoU % | class average % | global accuracy % | parameters | minutes | epochs "
-        "| waited % | published mIoU | published accuracy | what the published run has more |",
+        "| waited % | published mIoU | published accuracy | what the published run had more |",
         "| --- " * 11 + "|",
     ]
     for one in sorted(results, key=lambda r: -r["miou"]):

@@ -176,7 +176,8 @@ def check_model(model: LoadedModel, options: LabelOptions) -> None:
     channels = getattr(model.module, "in_channels", 3)
     if channels != 3:
         raise UsageError(
-            f"{model.uri} takes {channels} channels, colours and depth; images to label have 3"
+            f"{model.uri} takes {channels} channels, colours and depth; images to label have 3: "
+            "name a model of colours"
         )
     if model.objects is not None and (options.in_views or options.min_confidence):
         raise UsageError(
