@@ -8,11 +8,13 @@ import sys
 import time
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch.nn import functional as F  # noqa: N812
 
 from pipeline import depth as depth_cells
@@ -33,7 +35,7 @@ from pipeline.training.data import Channels, Reader
 from pipeline.training.example import Example
 from pipeline.training.learner import Learner, Task, open_model
 from pipeline.training.losses import criterion
-from pipeline.training.recipe import Optimiser, read_recipe, shipped_recipes
+from pipeline.training.recipe import Augment, Optimiser, Recipe, read_recipe, shipped_recipes
 from pipeline.training.schedule import optimiser, rate
 from pipeline.training.validate import Normaliser
 from pipeline.training.waiting import Timed
@@ -428,3 +430,16 @@ def test_tensorboard_is_asked_for_by_name(store, tmp_path, capsys, monkeypatch):
     assert ended.value.code == 2
     assert "pip install tensorboard" in capsys.readouterr().err
     assert not (tmp_path / "m" / "model.json").exists()
+
+
+# --- documentation -------------------------------------------------------------------------------
+
+
+def test_the_reference_shows_every_key_with_its_default():
+    text = (Path(__file__).resolve().parents[2] / "docs" / "training.md").read_text()
+    shown = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0]) | {"epochs": 1}
+    least = {"model": "zoo:enet", "augment": {"crop": [360, 480]}, "epochs": 1}
+    assert set(shown) == set(Recipe.model_fields)
+    for part, fields in (("optimiser", Optimiser), ("augment", Augment)):
+        assert set(shown[part]) == set(fields.model_fields)
+    assert Recipe.model_validate(shown) == Recipe.model_validate(least)
