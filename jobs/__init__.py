@@ -13,6 +13,7 @@ VERBS: Final[Mapping[str, str]] = {
     "convert": "Turn one dataset format into another, streaming.",
     "label": "Label images in bulk with a model.",
     "train": "Train a model on a label store.",
+    "models": "List the networks that there are, and what each costs.",
     "evaluate": "Score labels against truth: mIoU and a report.",
     "store": "Look after a label store: info, stats, history, restore, ...",
     "gallery": "Write a page to look at labels.",

@@ -59,6 +59,16 @@ def train(
         bool | None,
         typer.Option("--gpu/--cpu", help="What Ray's workers take; default: GPUs if enough."),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A model URI instead of the recipe's; to start from weights, say the same one "
+            "with ?backbone_weights=FILE."
+        ),
+    ] = None,
+    tensorboard: Annotated[
+        str | None, typer.Option(help="A folder for TensorBoard's files, beside training.html.")
+    ] = None,
     max_errors: MaxErrorsOption = "0",
     runner: RunnerOption = "auto",
     address: AddressOption = None,
@@ -75,9 +85,9 @@ def train(
         from pipeline.training.recipe import read_recipe
         from pipeline.training.supervised import Listener, Plan
 
-        chosen = read_recipe(recipe, minutes=minutes, epochs=epochs, seed=seed)
+        chosen = read_recipe(recipe, model=model, minutes=minutes, epochs=epochs, seed=seed)
         where = Where(cast("Any", runner), workers, address, gpu)
-        plan = Plan(Store.open(store, version), chosen, out, split, val_split)
+        plan = Plan(Store.open(store, version), chosen, out, split, val_split, tensorboard)
         with Progress("train", unit="steps") as progress:
 
             def step(done: int, total: int) -> None:
@@ -95,16 +105,20 @@ def _tell_epoch(row: dict[str, Any]) -> None:
 
 def _book(summary: Summary, result: Result, out: str) -> None:
     """Put the run into the summary; an image that couldn't be read counts as failed, once."""
+    from pipeline.report.training_page import PAGE
+
     summary.inputs = result.train_rows + result.val_rows
     summary.failed = result.unreadable
     summary.done = summary.inputs - summary.failed
     summary.paths["model"] = out
+    summary.paths["page"] = f"{out.rstrip('/')}/{PAGE}"
     summary.figures |= {
         "miou": result.miou,
         "best_epoch": result.best_epoch,
         "epochs": len(result.history),
         "model_digest": result.digest,
         "train_seconds": result.seconds,
+        "wait_share": result.wait_share,
     }
     for name, why in list(result.failures.items())[:_SHOWN]:
         note(f"{name}: {why}")

@@ -19,18 +19,12 @@ Importing this package imports no torch; loading a model does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 from pipeline.errors import UnknownName
-from pipeline.models.loaded import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Architecture,
-    LoadedModel,
-    Preprocessing,
-)
+from pipeline.models.architectures import MODELS, ModelSpec
+from pipeline.models.loaded import Architecture, LoadedModel, Preprocessing
 from pipeline.models.uri import parse
 
 if TYPE_CHECKING:
@@ -49,37 +43,6 @@ __all__ = [
     "load_model",
 ]
 
-
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """One architecture of the zoo; `build` is `module:callable`, called with classes=C."""
-
-    build: str
-    params: Mapping[int, int]
-    """Expected number of parameters by number of classes; a test compares them."""
-    input_multiple: int
-    source: str
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-
-
-MODELS: Final[Mapping[str, ModelSpec]] = {
-    "enet": ModelSpec(
-        build="pipeline.models.enet:ENet",
-        params={11: 350_508, 12: 350_652, 19: 351_660, 20: 351_804},
-        input_multiple=8,
-        source="Paszke 2016, arXiv 1606.02147",
-    ),
-    "lite-fpn": ModelSpec(
-        build="pipeline.models.lite:LiteFPN",
-        params={11: 1_498_635, 19: 1_499_411},
-        input_multiple=32,
-        source="ours, on Tan 2019, arXiv 1905.11946",
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-    ),
-}
-"""The zoo: architectures of our own."""
 
 KINDS: Final[Mapping[str, str]] = {
     "ensemble": "pipeline.models.ensemble",

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
+from pipeline.models.layers import cropped, size_of, unpool
 from pipeline.models.slope import Slope
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     Conv = nn.Conv2d | nn.ConvTranspose2d
 
 MULTIPLE: Final = 8
-"""The input's height and width divide by this."""
+"""Inputs of other heights and widths are padded to this, and the logits cropped."""
 
 _EPS: Final = 1e-3  # of batch norm, as the authors' Torch7 default
 _REDUCTION: Final = 4
@@ -62,22 +63,17 @@ class ENet(nn.Module):
         self.head = nn.ConvTranspose2d(16, classes, 3, 2, padding=1, output_padding=1, bias=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return the logits.
-
-        Raises:
-            ValueError: height or width does not divide by 8.
-        """
-        if image.shape[-2] % MULTIPLE or image.shape[-1] % MULTIPLE:
-            raise ValueError(f"ENet takes multiples of {MULTIPLE}, not {tuple(image.shape[-2:])}")
-        x = self.initial(image)
+        """Return the logits."""
+        size = size_of(image)
+        down, right = (-n % MULTIPLE for n in size)
+        x = self.initial(F.pad(image, (0, right, 0, down), mode="replicate"))
         x, where1 = self.down1(x)
         x = self.stage1(x)
         x, where2 = self.down2(x)
         x = self.stage3(self.stage2(x))
         x = self.stage4(self.up4(x, where2))
         x = self.stage5(self.up5(x, where1))
-        logits: Tensor = self.head(x)
-        return logits
+        return cropped(self.head(x), size)
 
 
 class _Initial(nn.Module):
@@ -168,6 +164,7 @@ class _Up(nn.Module):
         self.act = _RELU()
 
     def forward(self, x: Tensor, where: Tensor) -> Tensor:
-        main = F.max_unpool2d(self.main(x), where, [2, 2])
+        high, wide = size_of(x)
+        main = unpool(self.main(x), where, (2 * high, 2 * wide))
         out: Tensor = self.act(main + self.branch(x))
         return out

@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 
 _BROKEN: Final = (SafetensorError, UnpicklingError)
 _TINY: Final = 1e-6  # below every score that matters; keeps the logarithm finite
-_TASKED: Final = "oneformer"
+TASKED: Final = "oneformer"
 """The model type that is told its task in words, beside the image."""
-_UNIVERSAL: Final = ("eomt", "eomt_dinov3", "mask2former", "maskformer", _TASKED)
+UNIVERSAL: Final = ("eomt", "eomt_dinov3", "mask2former", "maskformer", TASKED)
 """Model types whose output is class queries and mask queries."""
 _OURS: Final = ("bgr", "objects", "task_tokens")
 """What an architecture holds beside transformers' configuration, where it is not the default."""
@@ -138,11 +138,11 @@ def _load(
     ours: dict[str, Any] = {"bgr": True} if flips_channels(processor) else {}
     if objects is not None:
         ours["objects"] = True
-        if config.model_type not in _UNIVERSAL:
+        if config.model_type not in UNIVERSAL:
             raise UsageError(
                 f"{uri.text}: a {config.model_type} finds no objects; leave ?task= out"
             )
-    if config.model_type == _TASKED:
+    if config.model_type == TASKED:
         task = "semantic" if objects is None else objects.task
         ours["task_tokens"] = _task_tokens(uri, source, config, task)
     architecture = _architecture(config, ours)
@@ -197,16 +197,14 @@ def _class(config: Any) -> Any:
     """Return transformers' class for a configuration."""
     if type(config) in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
         return MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING[type(config)]
-    if config.model_type in _UNIVERSAL:
+    if config.model_type in UNIVERSAL:
         return MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING[type(config)]
     semantic = [kind.model_type for kind in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING]
-    raise UnknownName(
-        "transformers segmentation model", config.model_type, [*semantic, *_UNIVERSAL]
-    )
+    raise UnknownName("transformers segmentation model", config.model_type, [*semantic, *UNIVERSAL])
 
 
 def _wrap(config: Any, net: nn.Module, ours: Mapping[str, Any]) -> nn.Module:
-    if config.model_type not in _UNIVERSAL:
+    if config.model_type not in UNIVERSAL:
         return Semantic(net, bgr=bool(ours.get("bgr")))
     return (QueryObjects if ours.get("objects") else Universal)(net, ours.get("task_tokens"))
 

@@ -44,7 +44,8 @@ class Preprocessing:
 
     `size` is the model's input height and width, `edge` a resize that keeps the image's shape; with
     neither it stays as large as it is. `multiple` is what both sides must divide by (the caller
-    pads).
+    pads). `depth` is the mean and spread, in metres, by which a fourth channel is normalised; where
+    there is no depth it is 0.
     """
 
     mean: tuple[float, ...]
@@ -52,6 +53,7 @@ class Preprocessing:
     size: tuple[int, int] | None = None
     multiple: int = 1
     edge: ShortestEdge | None = None
+    depth: tuple[float, float] | None = None
 
     def inside(self, height: int, width: int) -> tuple[int, int]:
         """Return the height and width that an image is resized to, before it is padded."""
@@ -69,18 +71,21 @@ class Preprocessing:
         }
         if self.edge is not None:
             values["edge"] = [self.edge.edge, self.edge.longest, self.edge.divisor]
+        if self.depth is not None:
+            values["depth"] = list(self.depth)
         return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
         """Return what `to_dict` described."""
-        size, edge = values.get("size"), values.get("edge")
+        size, edge, depth = values.get("size"), values.get("edge"), values.get("depth")
         return cls(
             mean=tuple(float(v) for v in values["mean"]),
             std=tuple(float(v) for v in values["std"]),
             size=None if size is None else (int(size[0]), int(size[1])),
             multiple=int(values.get("multiple", 1)),
             edge=None if edge is None else ShortestEdge(*edge),
+            depth=None if depth is None else (float(depth[0]), float(depth[1])),
         )
 
 

@@ -92,7 +92,8 @@ def _channels(model: LoadedModel) -> int:
     high, wide = model.preprocessing.size or (max(_PROBE, model.preprocessing.multiple),) * 2
     try:
         with torch.inference_mode():
-            logits = model.module.eval()(torch.zeros(1, 3, high, wide))
+            channels = getattr(model.module, "in_channels", 3)
+            logits = model.module.eval()(torch.zeros(1, channels, high, wide))
     except RuntimeError as error:
         raise ModelError(f"{model.uri}: fails on a {high}x{wide} input: {error}") from None
     if not isinstance(logits, torch.Tensor) or logits.dim() != 4:

@@ -173,6 +173,12 @@ def check_model(model: LoadedModel, options: LabelOptions) -> None:
         MissingExtra: the refinement needs a package that is not installed.
     """
     options.min_confidence.by_channel(model.label_space)
+    channels = getattr(model.module, "in_channels", 3)
+    if channels != 3:
+        raise UsageError(
+            f"{model.uri} takes {channels} channels, colours and depth; images to label have 3: "
+            "name a model of colours"
+        )
     if model.objects is not None and (options.in_views or options.min_confidence):
         raise UsageError(
             f"{model.uri} finds objects; --window, --tta, --refine and --min-confidence are for "

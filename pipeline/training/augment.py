@@ -1,44 +1,41 @@
-"""Augmentation: scale, crop, mirror and colours of one image and its labels, in one pass each.
+"""Augmentation: scale, crop, mirror and colours of an image, its labels and its depth.
 
 The window of the source that a crop will show is cut out first and only that is resized: the cost
-follows the crop, not the image.
+follows the crop, not the image. Depth moves with its pixels and stays in metres.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import cv2
 import numpy as np
 
+from pipeline.training.example import Example
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from pipeline.training.example import Image, Labels
     from pipeline.training.recipe import Augment, Jitter
-
-    Image = NDArray[np.uint8]
-    Labels = NDArray[np.uint8] | NDArray[np.uint16]
 
 _LUMA: Final = np.array([0.299, 0.587, 0.114], np.float64)
 
 
-def augmented(
-    image: Image, labels: Labels, how: Augment, void: int, rng: np.random.Generator
-) -> tuple[Image, Labels]:
-    """Return one random crop: uint8 [h, w, 3] and its labels [h, w], void where it is padded."""
+def augmented(example: Example, how: Augment, void: int, rng: np.random.Generator) -> Example:
+    """Return one random crop, void and without depth where it is padded."""
     low, high = how.scale
     scale = math.exp(rng.uniform(math.log(low), math.log(high)))
-    centre = _focus(labels, void, rng) if rng.random() < how.focus else None
-    top, left, rows, columns = _window(image.shape[:2], how.crop, scale, centre, rng)
-    part, ids = image[top : top + rows, left : left + columns], labels[top : top + rows]
-    ids = ids[:, left : left + columns]
+    centre = _focus(example.labels, void, rng) if rng.random() < how.focus else None
+    top, left, rows, columns = _window(example.labels.shape, how.crop, scale, centre, rng)
+    part = example.map(lambda a: a[top : top + rows, left : left + columns])
     size = (min(how.crop[0], round(rows * scale)), min(how.crop[1], round(columns * scale)))
-    part, ids = resized(part, max(1, size[0]), max(1, size[1]), ids)
+    part = resized(part, max(1, size[0]), max(1, size[1]))
     if rng.random() < how.flip:
-        part, ids = cv2.flip(part, 1), cv2.flip(ids, 1)
-    part = jittered(part, how.jitter, rng)
-    return _padded(part, ids, how.crop, void, rng)
+        part = part.map(lambda a: cv2.flip(a, 1))
+    part = Example(jittered(part.image, how.jitter, rng), part.labels, part.depth)
+    return _padded(part, how.crop, void, rng)
 
 
 def _window(
@@ -73,26 +70,36 @@ def _focus(labels: Labels, void: int, rng: np.random.Generator) -> tuple[int, in
     return row, column
 
 
-def pasted(
-    image: Image, labels: Labels, other: tuple[Image, Labels], classes: Labels
-) -> tuple[Image, Labels]:
+def pasted(example: Example, other: Example, classes: Labels) -> Example:
     """Return the sample with the other's pixels of some classes over it; sizes are equal."""
-    over = np.isin(other[1], classes)
-    return np.where(over[..., None], other[0], image), np.where(over, other[1], labels)
+    over = np.isin(other.labels, classes)
+    image = np.where(over[..., None], other.image, example.image)
+    depth = example.depth
+    if depth is not None and other.depth is not None:
+        depth = np.where(over, other.depth, depth)
+    return Example(image, np.where(over, other.labels, example.labels), depth)
 
 
-def resized(image: Image, height: int, width: int, labels: Labels) -> tuple[Image, Labels]:
-    """Return image and labels at another size: averaged when it shrinks, labels by nearest."""
+def resized(example: Example, height: int, width: int) -> Example:
+    """Return it at another size: the image averaged when it shrinks, labels and depth by nearest.
+
+    A mean of depths is no depth: across an edge nothing is there, and 0 is no measurement.
+    """
+    image = example.image
     if image.shape[:2] == (height, width):
-        return image, labels
+        return example
     shrinks = height * width < image.shape[0] * image.shape[1]
     how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    pixels = cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=how)
-    # INTER_NEAREST takes the top left pixel of each cell; the exact kind the one at its centre.
-    ids = cv2.resize(
-        np.ascontiguousarray(labels), (width, height), interpolation=cv2.INTER_NEAREST_EXACT
-    )
-    return pixels, ids
+
+    def to_size(array: NDArray[Any]) -> NDArray[Any]:
+        # INTER_NEAREST takes the top left pixel of each cell; the exact kind the one at its centre.
+        kind = how if array is image else cv2.INTER_NEAREST_EXACT
+        out: NDArray[Any] = cv2.resize(
+            np.ascontiguousarray(array), (width, height), interpolation=kind
+        )
+        return out
+
+    return example.map(to_size)
 
 
 def jittered(image: Image, how: Jitter, rng: np.random.Generator) -> Image:
@@ -112,16 +119,18 @@ def jittered(image: Image, how: Jitter, rng: np.random.Generator) -> Image:
 
 
 def _padded(
-    image: Image, labels: Labels, crop: tuple[int, int], void: int, rng: np.random.Generator
-) -> tuple[Image, Labels]:
+    example: Example, crop: tuple[int, int], void: int, rng: np.random.Generator
+) -> Example:
     """Put a part smaller than the crop somewhere in it; the border is its mean colour and void."""
+    image, labels, depth = example.image, example.labels, example.depth
     down, right = crop[0] - image.shape[0], crop[1] - image.shape[1]
     if not (down or right):
-        return image, labels
+        return example
     top, left = int(rng.integers(down + 1)), int(rng.integers(right + 1))
     border = (top, down - top, left, right - left, cv2.BORDER_CONSTANT)
     colour = [round(v) for v in cv2.mean(image)[:3]]
-    return (
+    return Example(
         cv2.copyMakeBorder(image, *border, value=colour),
         cv2.copyMakeBorder(labels, *border, value=[void]),
+        None if depth is None else cv2.copyMakeBorder(depth, *border, value=[0.0]),
     )

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 import numpy as np
 import torch
 
-from pipeline.training.augment import augmented, pasted, resized
+from pipeline.training.augment import augmented, pasted
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from numpy.typing import NDArray
     from torch import Tensor
 
-    from pipeline.training.data import Channels, Example, Labels, Reader, Row
+    from pipeline.training.data import Channels, Reader, Row
+    from pipeline.training.example import Example
     from pipeline.training.place import Place
     from pipeline.training.recipe import Recipe
 
@@ -35,10 +35,19 @@ _READY: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Images uint8 [N, H, W, 3] and channels [N, H, W], void where there is no class."""
+    """Images uint8 [N, H, W, 3] and channels [N, H, W], void where there is no class.
+
+    Depth is float32 [N, H, W] in metres, 0 where there is none.
+    """
 
     images: Tensor
     labels: Tensor
+    depth: Tensor | None = None
+
+    def pinned(self) -> Batch:
+        """Return it in memory that a GPU can copy from while others work."""
+        depth = None if self.depth is None else self.depth.pin_memory()
+        return Batch(self.images.pin_memory(), self.labels.pin_memory(), depth)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +78,16 @@ def train_batches(
 
 def _samples(
     reader: Reader, recipe: Recipe, epoch: Epoch, place: Place, size: tuple[int, int] | None
-) -> Generator[tuple[NDArray[np.uint8], Labels]]:
+) -> Generator[Example]:
     from pipeline.training.data import repeated, shuffled
 
     for turn in count():
         seed = (recipe.seed, epoch.number, turn, place.rank)
 
         def work(row: Row, position: int, seed: tuple[int, ...] = seed) -> Any:
-            example = reader.load(row)
-            image, labels = example.image, example.labels
-            if size is not None:
-                image, labels = resized(image, *size, labels)
             rng = np.random.default_rng((*seed, position))
-            return augmented(image, labels, recipe.augment, reader.channels.void, rng)
+            example = reader.load(row, size)
+            return augmented(example, recipe.augment, reader.channels.void, rng)
 
         rng = np.random.default_rng(seed)
         rows = repeated(reader.rows(place.rank, place.world), rng)
@@ -96,43 +102,46 @@ def _samples(
 
 
 def _pasted(
-    samples: Generator[tuple[NDArray[np.uint8], Labels]],
-    recipe: Recipe,
-    epoch: Epoch,
-    rank: int,
-    channels: Channels,
-) -> Generator[tuple[NDArray[np.uint8], Labels]]:
+    samples: Generator[Example], recipe: Recipe, epoch: Epoch, rank: int, channels: Channels
+) -> Generator[Example]:
     """Paste things of each sample's predecessor over some; the first of an epoch has none."""
     rng = np.random.default_rng((recipe.seed, epoch.number, rank))
     before = None
     try:
-        for image, labels in samples:
-            mixed = image, labels
+        for example in samples:
+            mixed = example
             if before is not None and rng.random() < recipe.augment.paste:
-                shown = np.unique(before[1][before[1] != channels.void])
+                shown = np.unique(before.labels[before.labels != channels.void])
                 chosen = np.intersect1d(shown, channels.things)
                 if not channels.things:
                     chosen = rng.permutation(shown)[: (len(shown) + 1) // 2]
-                mixed = pasted(image, labels, before, chosen)
-            before = image, labels
+                mixed = pasted(example, before, chosen)
+            before = example
             yield mixed
     finally:
         samples.close()
 
 
-def _batched(
-    samples: Generator[tuple[NDArray[np.uint8], Labels]], size: int, *, pin: bool
-) -> Generator[Batch]:
+def _batched(samples: Generator[Example], size: int, *, pin: bool) -> Generator[Batch]:
     try:
         while True:
-            images, labels = zip(*islice(samples, size), strict=True)
-            stacked = np.stack(labels)
-            if stacked.dtype == np.uint16:  # torch indexes by few unsigned types
-                stacked = stacked.astype(np.int32)
-            batch = Batch(torch.from_numpy(np.stack(images)), torch.from_numpy(stacked))
-            yield Batch(batch.images.pin_memory(), batch.labels.pin_memory()) if pin else batch
+            batch = stacked(list(islice(samples, size)))
+            yield batch.pinned() if pin else batch
     finally:
         samples.close()
+
+
+def stacked(examples: list[Example]) -> Batch:
+    """Return samples of one size as a batch."""
+    labels = np.stack([e.labels for e in examples])
+    if labels.dtype == np.uint16:  # torch indexes by few unsigned types
+        labels = labels.astype(np.int32)
+    depths = [e.depth for e in examples if e.depth is not None]
+    return Batch(
+        torch.from_numpy(np.stack([e.image for e in examples])),
+        torch.from_numpy(labels),
+        torch.from_numpy(np.stack(depths)) if depths else None,
+    )
 
 
 def prefetched(items: Generator[T], ready: int = _READY) -> Generator[T]:

@@ -18,11 +18,15 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pyarrow.compute as pc
 
+from pipeline import depth as depth_cells
 from pipeline import masks
-from pipeline.errors import InputError, SizeMismatch, StoreError
+from pipeline.errors import InputError, MissingFile, SizeMismatch, StoreError
 from pipeline.files import read_url
 from pipeline.images import decode
 from pipeline.label_space import find_remap
+from pipeline.record import Depth
+from pipeline.training.augment import resized
+from pipeline.training.example import Example
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,8 +35,8 @@ if TYPE_CHECKING:
 
     from pipeline.label_space import LabelSpace
     from pipeline.store import Store
-
-    Labels = NDArray[np.uint8] | NDArray[np.uint16]
+    from pipeline.training.cache import Cache
+    from pipeline.training.example import DepthMap, Labels
 
 _COLUMNS: Final = ("image_id", "image", "label_space", "mask", "extra", "classes")
 _SCAN_ROWS: Final = 32  # rows may embed images
@@ -49,7 +53,9 @@ class Row:
     data: bytes | None
     cell: bytes
     label_space: str
-    upright: bool
+    depth: Depth | None = None
+    """Where the model takes it."""
+    upright: bool = False
     """Whether the mask lies on the image turned by its EXIF orientation, not on the one stored."""
     repeats: float = 1.0
     """How often training shall see it in a pass."""
@@ -57,15 +63,8 @@ class Row:
     @property
     def size(self) -> int:
         """Bytes held, more or less."""
-        return len(self.data or b"") + len(self.cell)
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One decoded image uint8 [H, W, 3] and its labels [H, W] as channels of the model."""
-
-    image: NDArray[np.uint8]
-    labels: Labels
+        depth = b"" if self.depth is None else self.depth.bytes or b""
+        return len(self.data or b"") + len(self.cell) + len(depth)
 
 
 @dataclass
@@ -136,6 +135,8 @@ class Reader:
     """Image ids that could not be read, and why."""
     oversample: float | None = None
     """Images of classes that a smaller share of the images shows are repeated."""
+    with_depth: bool = False
+    cache: Cache | None = None
 
     @property
     def where(self) -> pc.Expression:
@@ -199,7 +200,8 @@ class Reader:
     def rows(self, rank: int = 0, world: int = 1) -> Iterator[Row]:
         """Yield every `world`-th labelled row, in the store's order."""
         index = 0
-        for batch in self.store.scan(_COLUMNS, self.where, _SCAN_ROWS):
+        columns = (*_COLUMNS, "depth") if self.with_depth else _COLUMNS
+        for batch in self.store.scan(columns, self.where, _SCAN_ROWS):
             for at in range(batch.num_rows):
                 if not batch["mask"][at].is_valid:
                     continue
@@ -208,12 +210,20 @@ class Reader:
                     values = batch.slice(at, 1).to_pylist()[0]
                     yield _row(values, self._repeats(values["label_space"], values["classes"]))
 
-    def load(self, row: Row) -> Example:
-        """Decode one row.
+    def load(self, row: Row, size: tuple[int, int] | None = None) -> Example:
+        """Return one row decoded, brought to a height and width; out of the cache if it is there.
 
         Raises:
-            InputError: its image or mask is missing or bad, or their sizes differ.
+            InputError: its image, mask or depth is missing or bad, or their sizes differ.
         """
+
+        def make() -> Example:
+            example = self._decoded(row)
+            return example if size is None else resized(example, *size)
+
+        return make() if self.cache is None else self.cache.get(row.image_id, make)
+
+    def _decoded(self, row: Row) -> Example:
         data = read_url(row.path) if row.data is None else row.data
         image = decode(data, row.path, orient=row.upright)
         ids = masks.decode(row.cell, f"{row.image_id}: mask")
@@ -224,7 +234,26 @@ class Reader:
                 f"{ids.shape[0]}x{ids.shape[1]}",
                 "ingest the image again, it changed since",
             )
-        return Example(image, self.channels.lut(self.store.space(row.label_space))[ids])
+        labels = self.channels.lut(self.store.space(row.label_space))[ids]
+        return Example(image, labels, self._depth(row, ids.shape) if self.with_depth else None)
+
+    def _depth(self, row: Row, shape: tuple[int, ...]) -> DepthMap:
+        """Return the row's depth in metres, 0 where nothing sound was measured."""
+        name = f"{row.image_id}: depth"
+        metres = None if row.depth is None else depth_cells.metres(row.depth, name)
+        if metres is None:
+            raise MissingFile(
+                row.image_id, "the store holds no depth map of it",
+                "ingest a dataset with depth (nyuv2, sunrgbd), or train a model of colours",
+            )  # fmt: skip
+        if metres.shape != shape:
+            raise SizeMismatch(
+                row.image_id,
+                f"its depth map is {metres.shape[0]}x{metres.shape[1]}, its mask "
+                f"{shape[0]}x{shape[1]}",
+                "ingest the image again, it changed since",
+            )
+        return np.where(np.isfinite(metres) & (metres > 0), metres, np.float32(0))
 
     def loaded(
         self, rows: Iterator[Row], work: Callable[[Row, int], Any], threads: int, ahead: int
@@ -268,6 +297,7 @@ def _row(values: dict[str, Any], repeats: float) -> Row:
         path=image.get("path") or values["image_id"],
         data=image.get("bytes"),
         cell=values["mask"]["bytes"] or b"",
+        depth=None if values.get("depth") is None else Depth(**values["depth"]),
         label_space=values["label_space"],
         upright=bool(extra) and json.loads(extra).get("orientation", 1) != 1,
         repeats=repeats,

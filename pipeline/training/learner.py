@@ -5,12 +5,13 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from pipeline.errors import UsageError
 from pipeline.models import load_model
+from pipeline.models.heads import WeightedHeads
 from pipeline.models.uri import parse
 from pipeline.models.weights import put_matching, read_weights
 from pipeline.training.losses import criterion
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from pipeline.training.losses import Criterion
     from pipeline.training.place import Place
     from pipeline.training.recipe import Recipe
+
+
+_WITH_DEPTH: Final = 4
 
 
 def open_model(recipe: Recipe, store: Store) -> LoadedModel:
@@ -62,9 +66,33 @@ def open_model(recipe: Recipe, store: Store) -> LoadedModel:
         put_matching(model, read_weights(recipe.start_from), recipe.start_from)
     if recipe.input_size is not None:
         model.preprocessing = replace(model.preprocessing, size=recipe.input_size)
+    _take_depth(model, recipe)
     # Crops are trained on at the images' own scale, which is then the scale to label at.
     model.preprocessing = replace(model.preprocessing, edge=None)
     return model
+
+
+def _take_depth(model: LoadedModel, recipe: Recipe) -> None:
+    """Put the recipe's scale of depth into the model.
+
+    Raises:
+        UsageError: one of them knows of depth and the other doesn't.
+    """
+    channels, scale = getattr(model.module, "in_channels", 3), recipe.depth
+    if channels > _WITH_DEPTH:
+        raise UsageError(
+            f"{model.uri}: takes {channels} channels; training gives red, green, blue and one of "
+            "depth (for RDFNet leave depth_channels out)"
+        )
+    if (channels == _WITH_DEPTH) != (scale is not None):
+        raise UsageError(
+            f"{model.uri}: takes depth; the recipe must say how to scale it, in metres: "
+            "depth: {mean: 2.8, std: 1.3}"
+            if scale is None
+            else f"{model.uri}: takes colours alone; the recipe must not name depth"
+        )
+    if scale is not None:
+        model.preprocessing = replace(model.preprocessing, depth=(scale.mean, scale.std))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +115,7 @@ class Learner:
         self._recipe, self._place = recipe, place
         self._criterion = task.criterion(recipe)
         self.module = model.module.to(place.device).to(memory_format=torch.channels_last)
-        self._spread = place.spread(self.module)
+        self._spread = place.spread(WeightedHeads(self.module))
         self._optimiser = optimiser(self.module, recipe.optimiser)
         decay = recipe.ema
         self._average = None if decay is None else MovingAverage(self.module, decay)
@@ -106,9 +134,9 @@ class Learner:
         `number` counts the steps of the run, `share` is how much of it is over, 0 to 1.
         """
         how = self._recipe.optimiser
-        lr = how.lr * rate(share, how.warmup, how.final)
+        lr = how.lr * rate(share, how)
         for group in self._optimiser.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["factor"]
         self._optimiser.zero_grad(set_to_none=True)
         loss = self._backward(list(islice(batches, self._recipe.accumulate)), share)
         if how.clip_norm is not None:
@@ -135,8 +163,9 @@ class Learner:
             last = number == len(batches) - 1
             with nullcontext() if last else place.alone(self._spread):
                 with place.autocast(self._recipe.precision):
-                    logits = self._spread(self._normalise(batch.images))
-                loss = self._criterion(logits, labels[number], share) * factors[number]
+                    heads = self._spread(self._normalise(batch))
+                found = [w * self._criterion(x, labels[number], share) for w, x in heads]
+                loss = torch.stack(found).sum() * factors[number]
                 torch.autograd.backward(self._scaler.scale(loss))
             total += loss.detach()
         return total

@@ -58,16 +58,39 @@ class Augment(_Part):
 
 
 class Optimiser(_Part):
-    """AdamW with a warm-up and a cosine to `final` times the rate, over epochs or minutes."""
+    """How weights move, and how fast over the run, be it one of epochs or of minutes."""
 
-    name: Literal["adamw"] = "adamw"
+    name: Literal["adamw", "adam", "sgd", "rmsprop"] = "adamw"
+    """adamw decays weights apart from the gradient (1711.05101), the others through it."""
     lr: Positive = 1e-3
+    backbone_lr: Positive = 1.0
+    """What the rate is multiplied by in the network's backbone, for one that starts trained."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     """Not applied to biases, norms and other one-dimensional parameters."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of sgd; the others have their usual moments."""
+    nesterov: bool = False
+    schedule: Literal["cosine", "poly", "step", "exponential", "constant"] = "cosine"
+    """From `lr` down to `final` times it: cosine, (1 - share) ** power, by `gamma` at each share
+    of `milestones`, by the same factor all along, or not at all."""
+    power: Positive = 0.9
+    milestones: tuple[Share, ...] = ()
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
     warmup: Share = 0.03
     """The share of the run in which the rate rises from nothing."""
     final: Share = 0.0
+    """Of cosine, poly and exponential."""
     clip_norm: Positive | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if (self.schedule == "step") != bool(self.milestones):
+            raise ValueError("schedule: step and milestones: [shares of the run] go together")
+        if self.schedule == "exponential" and not self.final:
+            raise ValueError("schedule: exponential needs final, the factor at the end, above 0")
+        if self.nesterov and not (self.name == "sgd" and self.momentum):
+            raise ValueError("nesterov is for sgd with momentum")
+        return self
 
 
 class LossTerm(_Part):
@@ -88,6 +111,13 @@ class LossTerm(_Part):
         return {"name": value} if isinstance(value, str) else value
 
 
+class DepthScale(_Part):
+    """How depth becomes the fourth channel: (metres - mean) / std, 0 where nothing was measured."""
+
+    mean: float
+    std: Positive
+
+
 class Recipe(_Part):
     """One training run; either `epochs` or `minutes` ends it, or whichever comes first."""
 
@@ -99,6 +129,8 @@ class Recipe(_Part):
     """Classes to learn, masks are remapped on the fly; None: the model's own, or the store's."""
     input_size: Size | None = None
     """Size that all images are brought to, now and in use; None: the model's, or their own."""
+    depth: DepthScale | None = None
+    """For models of colour and depth: reads the store's depth maps beside the images."""
     augment: Augment
     optimiser: Optimiser = Optimiser()
     loss: Annotated[tuple[LossTerm, ...], Field(min_length=1)] = (LossTerm(name="cross-entropy"),)
@@ -128,6 +160,10 @@ class Recipe(_Part):
     seed: Annotated[int, Field(ge=0)] = 0
     shuffle_rows: Annotated[int, Field(gt=0)] = 2048
     """Rows held to draw the next one from; fewer where they are large."""
+    cache: Literal["none", "memory"] = "none"
+    """memory: decoded images of `train` stay in each worker's memory from epoch to epoch."""
+    cache_mib: Annotated[int, Field(gt=0)] = 1024
+    """As many as fit into it; the others are decoded each time."""
 
     @model_validator(mode="after")
     def _ends(self) -> Self:

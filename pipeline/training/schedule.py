@@ -6,30 +6,48 @@ import copy
 import math
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
+
+from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import nn
 
     from pipeline.training.recipe import Optimiser
 
+_BACKBONES: Final = ("backbone.", "depth_backbone.", "encoder.")
+"""How the zoo, torchvision and smp name what starts from weights of image classification."""
 _RESERVE: Final = 0.05
 """The share of a time budget kept for the last validation until one has been timed."""
 
 
-def rate(progress: float, warmup: float, final: float) -> float:
-    """Return the learning rate's factor at this share of the run: a ramp, then a cosine.
+def rate(progress: float, how: Optimiser) -> float:
+    """Return the learning rate's factor at this share of the run: a ramp, then the schedule.
 
-    >>> [round(rate(p, warmup=0.1, final=0.0), 2) for p in (0.0, 0.05, 0.1, 0.55, 1.0)]
+    Steps fall at shares of the whole run, the other schedules begin where the ramp ends.
+
+    >>> from pipeline.training.recipe import Optimiser
+    >>> how = Optimiser(warmup=0.1)
+    >>> [round(rate(p, how), 2) for p in (0.0, 0.05, 0.1, 0.55, 1.0)]
     [0.0, 0.5, 1.0, 0.5, 0.0]
     """
     progress = min(max(progress, 0.0), 1.0)
-    if progress < warmup:
-        return progress / warmup
-    cosine = (1 + math.cos(math.pi * (progress - warmup) / max(1 - warmup, 1e-9))) / 2
-    return final + (1 - final) * cosine
+    if progress < how.warmup:
+        return progress / how.warmup
+    since = (progress - how.warmup) / max(1 - how.warmup, 1e-9)
+    if how.schedule == "constant":
+        return 1.0
+    if how.schedule == "step":
+        return float(how.gamma ** sum(progress >= at for at in how.milestones))
+    if how.schedule == "exponential":
+        return float(how.final**since)
+    if how.schedule == "poly":
+        falling = float((1 - since) ** how.power)
+    else:
+        falling = (1 + math.cos(math.pi * since)) / 2
+    return how.final + (1 - how.final) * falling
 
 
 @dataclass(slots=True)
@@ -64,14 +82,38 @@ class Clock:
         return max(shares)
 
 
-def optimiser(module: nn.Module, how: Optimiser) -> torch.optim.AdamW:
-    """Return AdamW that decays matrices and kernels only, not biases, norms and slopes."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": how.weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=how.lr, fused=True)
+def optimiser(module: nn.Module, how: Optimiser) -> torch.optim.Optimizer:
+    """Return an optimiser that decays matrices and kernels only, not biases, norms and slopes.
+
+    Each group's `factor` is what the rate is multiplied by in it.
+
+    Raises:
+        UsageError: the backbone shall have a rate of its own, and the network has none.
+    """
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = []
+    for inside, factor in ((True, how.backbone_lr), (False, 1.0)):
+        part = [p for name, p in named if name.startswith(_BACKBONES) is inside]
+        if inside and not part and factor != 1:
+            raise UsageError(
+                f"optimiser.backbone_lr: {type(module).__name__} has no part named "
+                f"{' or '.join(b.rstrip('.') for b in _BACKBONES)}"
+            )
+        for wide, decay in ((True, how.weight_decay), (False, 0.0)):
+            some = [p for p in part if (p.dim() > 1) is wide]
+            if some:
+                groups.append({"params": some, "weight_decay": decay, "factor": factor})
+    match how.name:
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=how.lr, fused=True)
+        case "adam":
+            return torch.optim.Adam(groups, lr=how.lr, fused=True)
+        case "rmsprop":
+            return torch.optim.RMSprop(groups, lr=how.lr)
+        case "sgd":
+            return torch.optim.SGD(
+                groups, lr=how.lr, momentum=how.momentum, nesterov=how.nesterov, fused=True
+            )
 
 
 class MovingAverage:

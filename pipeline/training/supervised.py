@@ -1,4 +1,4 @@
-"""Supervised training: cross-entropy on a store's labels, the best weights by validation mIoU.
+"""Supervised training: a recipe's losses on a store's labels, the best weights by validation mIoU.
 
 One loop for one process and for many: `Place` says which worker this is. After every epoch the run
 can be killed and resumed; on one process with `epochs` the result is that of an unbroken run.
@@ -16,15 +16,20 @@ import numpy as np
 import torch
 
 from pipeline.errors import ModelError, StoreError
+from pipeline.files import open_sink
 from pipeline.models.directory import amend_training, read_description, save_model
 from pipeline.models.weights import digest
+from pipeline.report.training_page import PAGE, training_page
 from pipeline.training import checkpoint
 from pipeline.training.batches import Epoch, train_batches
+from pipeline.training.board import Board, check_board
+from pipeline.training.cache import Cache
 from pipeline.training.data import Channels, Reader
 from pipeline.training.learner import Learner, Task, open_model
 from pipeline.training.losses import criterion
 from pipeline.training.schedule import Clock
 from pipeline.training.validate import validate
+from pipeline.training.waiting import Timed
 from pipeline.training.weighting import class_weights
 
 if TYPE_CHECKING:
@@ -38,6 +43,8 @@ if TYPE_CHECKING:
     from pipeline.training.recipe import Recipe
 
 _NAMED_FAILURES: Final = 100
+_NO_MATTER: Final = ("cache", "cache_mib")
+"""Keys of a recipe that change nothing of what comes out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +56,14 @@ class Plan:
     out: str
     split: str = "train"
     val_split: str = "val"
+    tensorboard: str | None = None
+    """A folder for TensorBoard's files."""
 
     def identity(self) -> dict[str, Any]:
         """Return what must agree for a killed run to go on."""
+        recipe = self.recipe.plain()
         return {
-            "recipe": self.recipe.plain(),
+            "recipe": {k: v for k, v in recipe.items() if k not in _NO_MATTER},
             "store version": self.store.version,
             "split": self.split,
             "val split": self.val_split,
@@ -73,7 +83,8 @@ class Result:
     """What came of a run."""
 
     history: list[dict[str, Any]]
-    """One entry an epoch: steps, loss, lr, seconds; miou, pixel_accuracy, iou where validated."""
+    """One entry an epoch: steps, loss, lr; `seconds` since the start; `train_seconds` of the steps
+    alone, `wait` of them for batches; miou, pixel_accuracy and iou where validated."""
     best_epoch: int | None
     miou: float | None
     """Validation mIoU of the saved weights; None without a validation split."""
@@ -85,6 +96,13 @@ class Result:
     """Image ids that could not be read, and why: the first hundred."""
     seconds: float
     finished: bool
+
+    @property
+    def wait_share(self) -> float | None:
+        """The share of the steps' time that the device waited for batches; None where not known."""
+        rows = [row for row in self.history if row.get("train_seconds")]
+        total = sum(row["train_seconds"] for row in rows)
+        return sum(row["wait"] for row in rows) / total if total else None
 
 
 def read_result(url: str) -> Result:
@@ -129,6 +147,8 @@ def preflight(plan: Plan) -> None:
     checkpoint.load(plan.out, plan.identity())
     weighted = plan.recipe.class_weights != "none"
     criterion(plan.recipe.loss, ignore_index=255, weights=torch.ones(1) if weighted else None)
+    if plan.tensorboard is not None:
+        check_board()
     model = open_model(plan.recipe, plan.store)
     _check_rows(Reader(plan.store, plan.split, Channels(model.label_space)))
 
@@ -162,8 +182,13 @@ class _Run:
         self._clock.before = self._progress.seconds
         self._model = open_model(recipe, plan.store)
         channels = Channels(self._model.label_space)
-        self._train = Reader(plan.store, plan.split, channels, oversample=recipe.oversample)
-        self._val = Reader(plan.store, plan.val_split, channels)
+        depth = recipe.depth is not None
+        self._train = Reader(
+            plan.store, plan.split, channels, oversample=recipe.oversample, with_depth=depth
+        )
+        if recipe.cache == "memory":
+            self._train.cache = Cache(recipe.cache_mib << 20)
+        self._val = Reader(plan.store, plan.val_split, channels, with_depth=depth)
         _check_rows(self._train)
         if recipe.epochs is not None:
             self._clock.total_steps = recipe.epochs * self._steps
@@ -173,6 +198,8 @@ class _Run:
         self._learner = Learner(self._model, recipe, place, Task(channels.void, tensor))
         if found is not None:
             self._learner.restore(found[1])
+        wanted = plan.tensorboard is not None and place.rank == 0
+        self._board = Board(plan.tensorboard or "", self._progress.step) if wanted else None
 
     def _weigh(self) -> NDArray[np.float32] | None:
         survey = self._train.survey
@@ -222,29 +249,32 @@ class _Run:
         self._listener.epoch(row)
 
     def _train_epoch(self, number: int) -> dict[str, Any]:
-        """Return the epoch's number of steps, mean loss over steps and workers, and last rate."""
+        """Return the epoch's steps, mean loss over steps and workers, last rate, and times."""
         self._learner.module.train()
         progress, place, steps, lr = self._progress, self._place, 0, 0.0
         total = torch.zeros((), device=place.device)
         size = self._model.preprocessing.size
         shape = self._shape(number)
         with closing(train_batches(self._train, self._recipe, shape, place, size)) as batches:
+            ready = Timed(batches, place.device)
             for _ in range(self._steps):
                 share = self._share()
                 if share >= 1 and progress.step:
                     break
-                loss, lr = self._learner.step(batches, progress.step, share)
+                loss, lr = self._learner.step(ready, progress.step, share)
                 total += loss
                 steps += 1
                 progress.step += 1
                 self._listener.step(progress.step, self._clock.total_steps or 0)
+            waited, seconds = ready.seconds()
         mean = float(place.total(total)) / max(1, steps * place.world)
         if not math.isfinite(mean):
             raise ModelError(
                 f"{self._plan.out}: the loss is {mean} in epoch {number + 1}; lower optimiser.lr "
                 "or set optimiser.clip_norm"
             )
-        return {"steps": steps, "loss": mean if steps else None, "lr": lr}
+        times = {"train_seconds": round(seconds, 3), "wait": round(waited, 3)}
+        return {"steps": steps, "loss": mean if steps else None, "lr": lr, **times}
 
     def _shape(self, number: int) -> Epoch:
         recipe = self._recipe
@@ -297,7 +327,15 @@ class _Run:
             model = replace(self._model, module=self._learner.best_guess)
             model.digest = digest(model)
             save_model(model, plan.out, self._record())
+        self._show()
         checkpoint.save(plan.out, plan.identity(), self._progress, self._learner.state())
+
+    def _show(self) -> None:
+        """Write what is for people to look at."""
+        page = training_page(self._record(), self._model.label_space, title=self._plan.out)
+        open_sink(self._plan.out).write(PAGE, page)
+        if self._board is not None and not self._progress.finished:
+            self._board.add(self._progress.history[-1])
 
     def _record(self) -> dict[str, Any]:
         """Return what model.json says about the training."""
@@ -338,6 +376,7 @@ class _Run:
         if self._place.rank == 0 and not progress.finished:
             progress.finished = True
             amend_training(plan.out, self._record())
+            self._show()
             checkpoint.save(plan.out, plan.identity(), progress, self._learner.state())
 
 

@@ -10,29 +10,41 @@ import torch
 from pipeline.metrics.confusion import ConfusionMatrix, Tally, class_index, count_pairs
 from pipeline.models.logits import at_size, padded
 from pipeline.training.augment import resized
-from pipeline.training.batches import val_examples
+from pipeline.training.batches import stacked, val_examples
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from pipeline.models.loaded import Preprocessing
-    from pipeline.training.data import Example, Reader
+    from pipeline.training.batches import Batch
+    from pipeline.training.data import Reader
+    from pipeline.training.example import Example
     from pipeline.training.place import Place
 
 
 class Normaliser:
-    """Turns uint8 [N, H, W, 3] images into a network's input, channels last, on its device."""
+    """Turns batches into a network's input, channels last, on its device."""
 
     def __init__(self, preprocessing: Preprocessing, device: torch.device) -> None:
         shape = (1, 3, 1, 1)
         self._device = device
         self._mean = torch.tensor(preprocessing.mean, device=device).view(shape) * 255
         self._scale = 1 / (torch.tensor(preprocessing.std, device=device).view(shape) * 255)
+        self._depth = preprocessing.depth
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return float [N, 3, H, W]; NHWC bytes become channels-last without a copy."""
-        moved = images.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
-        return (moved.float() - self._mean) * self._scale
+    def __call__(self, batch: Batch) -> Tensor:
+        """Return float [N, 3, H, W], or [N, 4, H, W] with depth, where 0 is "not measured" too.
+
+        NHWC bytes become channels-last without a copy.
+        """
+        moved = batch.images.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
+        colours = (moved.float() - self._mean) * self._scale
+        if batch.depth is None or self._depth is None:
+            return colours
+        metres = batch.depth.to(self._device, non_blocking=True)[:, None]
+        mean, std = self._depth
+        depth = torch.where(metres > 0, (metres - mean) / std, 0.0)
+        return torch.cat((colours, depth), dim=1).contiguous(memory_format=torch.channels_last)
 
 
 def validate(
@@ -66,6 +78,5 @@ def validate(
     return matrix.tally()
 
 
-def _stack(group: list[Example], size: tuple[int, int] | None) -> Tensor:
-    images = [e.image if size is None else resized(e.image, *size, e.labels)[0] for e in group]
-    return torch.from_numpy(np.stack(images))
+def _stack(group: list[Example], size: tuple[int, int] | None) -> Batch:
+    return stacked(group if size is None else [resized(e, *size) for e in group])

@@ -16,6 +16,7 @@ from pipeline.label_space import label_space
 from pipeline.training.augment import augmented, jittered, pasted
 from pipeline.training.batches import Epoch, prefetched, train_batches
 from pipeline.training.data import Channels, Reader, repeated, shuffled
+from pipeline.training.example import Example
 from pipeline.training.losses import criterion
 from pipeline.training.recipe import Augment, Jitter, LossTerm, read_recipe, shipped_recipes
 from pipeline.training.schedule import Clock, MovingAverage
@@ -139,13 +140,16 @@ def test_a_crop_has_its_size_and_only_known_values(shape, crop, scale, seed, kin
     labels = rng.integers(0, 5, shape).astype(kind)
     image = rng.integers(0, 255, (*shape, 3), dtype=np.uint8)
     how = Augment(crop=crop, scale=scale, jitter=Jitter(brightness=0.5, contrast=0.5))
-    out, ids = augmented(image, labels, how, void, np.random.default_rng(seed))
+    depth = rng.uniform(0.5, 9, shape).astype(np.float32)
+    example = Example(image, labels, depth)
+    out, ids, far = augmented(example, how, void, np.random.default_rng(seed)).arrays
     assert out.shape == (*crop, 3)
+    assert (far.shape, far.dtype) == (crop, np.float32)
+    assert set(np.unique(far)) <= {*np.unique(depth), 0}, "metres stay as they are"
     assert (ids.shape, ids.dtype) == (crop, kind)
     assert set(np.unique(ids)) <= {*np.unique(labels), void}
-    again = augmented(image, labels, how, void, np.random.default_rng(seed))
-    assert np.array_equal(out, again[0])
-    assert np.array_equal(ids, again[1])
+    again = augmented(example, how, void, np.random.default_rng(seed)).arrays
+    assert all(np.array_equal(a, b) for a, b in zip((out, ids, far), again, strict=True))
 
 
 @pytest.mark.parametrize("scale", [(1.0, 1.0), (2.0, 2.0), (0.5, 0.5)])
@@ -156,7 +160,10 @@ def test_labels_stay_on_their_pixels(scale):
     image = np.repeat(labels[..., None] * 40, 3, axis=2)
     how = Augment(crop=(48, 60), scale=scale, flip=0.5)
     for _ in range(20):
-        out, ids = augmented(image, labels, how, 255, rng)
+        out, ids, depth = augmented(
+            Example(image, labels, labels.astype(np.float32) + 1), how, 255, rng
+        ).arrays
+        assert np.array_equal(depth, np.where(ids == 255, 0, ids + 1.0)), "it moves with labels"
         agree = (np.abs(out[..., 1].astype(int) - ids * 40) < 20)[ids != 255]
         assert agree.mean() > (0.999 if scale == (1.0, 1.0) else 0.85)
         assert (ids != 255).mean() > 0.99
@@ -170,20 +177,24 @@ def test_a_focused_crop_shows_the_rare_class():
     seen = {}
     for focus in (0.0, 1.0):
         how, rng = Augment(crop=(20, 20), flip=0.5, focus=focus), np.random.default_rng(0)
-        crops = [augmented(image, labels, how, 255, rng)[1] for _ in range(300)]
+        crops = [augmented(Example(image, labels), how, 255, rng).labels for _ in range(300)]
         seen[focus] = np.mean([(ids == 1).any() for ids in crops])
     assert seen[0.0] < 0.1
     assert 0.45 < seen[1.0] < 0.65, "the crop lies over class 0 or class 1, evenly drawn"
     void = np.full((30, 30), 255, np.uint8)
     focused = Augment(crop=(8, 8), focus=1.0)
-    assert (augmented(image[:30, :30], void, focused, 255, rng)[1] == 255).all()
+    assert (augmented(Example(image[:30, :30], void), focused, 255, rng).labels == 255).all()
 
 
 def test_pasted_things_bring_their_pixels():
     rng = np.random.default_rng(0)
     mine, theirs = (rng.integers(0, 4, (9, 9)).astype(np.uint8) for _ in range(2))
     image, other = (np.repeat(ids[..., None], 3, 2) + 100 for ids in (mine, theirs + 10))
-    out, ids = pasted(image, mine, (other, theirs), np.array([2, 3], np.uint8))
+    one, two = (
+        Example(i, t, i[..., 0] / np.float32(8)) for i, t in ((image, mine), (other, theirs))
+    )
+    out, ids, depth = pasted(one, two, np.array([2, 3], np.uint8)).arrays
+    assert np.array_equal(depth, out[..., 0] / np.float32(8))
     over = theirs >= 2
     assert np.array_equal(ids, np.where(over, theirs, mine))
     assert np.array_equal(out[over], other[over])
