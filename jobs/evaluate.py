@@ -134,7 +134,8 @@ def evaluate(
             workers=workers,
         )
         sink = open_sink(out)
-        filters = (_condition(split or (), where), pred_where, baseline_where)
+        rows = [where, baseline_where] if stores.agreement else [where]
+        filters = (_condition(split or (), rows), pred_where, baseline_where)
         scores = _score(stores, asked, chosen, sink, label_space, filters, images)
         scores = _judged(scores, asked, stores, summary)
         arguments = {
@@ -156,8 +157,8 @@ def evaluate(
             note(why_nothing(scores))  # the exit code is that of the failures
 
 
-def _condition(splits: Sequence[str], where: str | None) -> str | None:
-    """Return the SQL condition of both options."""
+def _condition(splits: Sequence[str], where: Sequence[str | None]) -> str | None:
+    """Return the SQL condition that all the options make together."""
     from pipeline.errors import UnknownName
     from pipeline.record import SPLITS
 
@@ -165,7 +166,7 @@ def _condition(splits: Sequence[str], where: str | None) -> str | None:
         if name not in SPLITS:
             raise UnknownName("split", name, SPLITS)
     parts = [f"split IN ({', '.join(repr(s) for s in splits)})"] if splits else []
-    return " AND ".join([*parts, *([f"({where})"] if where else [])]) or None
+    return " AND ".join([*parts, *(f"({one})" for one in where if one)]) or None
 
 
 def _score(

@@ -12,6 +12,8 @@ from datetime import datetime  # noqa: TC003 - dataclass fields are resolved at 
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from pipeline.errors import BadAnnotation
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
@@ -174,11 +176,20 @@ class Instance:
 
     @property
     def part_of(self) -> int | None:
-        """The id of the object that this one is a part of; None for a whole."""
+        """The id of the object that this one is a part of; None for a whole.
+
+        Raises:
+            BadAnnotation: `extra` is no JSON object, or names no id.
+        """
         if self.extra is None or '"part_of"' not in self.extra:
             return None
-        value = json.loads(self.extra).get("part_of")
-        return None if value is None else int(value)
+        try:
+            value = json.loads(self.extra).get("part_of")
+            return None if value is None else int(value)
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+            cause = f"`extra` is not JSON that names a whole by its id: {self.extra[:80]!r}"
+            mend = "convert the image again"
+            raise BadAnnotation(f"object {self.id}", cause, mend) from None
 
 
 @dataclass(frozen=True, slots=True)

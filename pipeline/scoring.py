@@ -22,7 +22,7 @@ from pipeline.metrics.agreement import Agreement
 from pipeline.metrics.confused import Confused
 from pipeline.metrics.confusion import UNDEFINED, ConfusionMatrix, Index, Tally, class_index
 from pipeline.metrics.gather import Gather, ImageScore
-from pipeline.metrics.objects_held import check_objects
+from pipeline.metrics.objects_held import check_confidence, check_objects
 from pipeline.metrics.pair_scores import PairChunk, ScorePlan, pair_chunks
 from pipeline.metrics.pairing import pair_rows
 from pipeline.metrics.scores import further_figures
@@ -202,6 +202,7 @@ def score(
     if not space.train_ids:
         raise UsageError(f"label space {space.name!r} has no class to score; all of it is void")
     check_objects(measures, space, truth, pred)
+    check_confidence(measures, pred)
     if on_space is not None:
         on_space(space)
     tally_measures = (*tally_measures, *((Agreement(),) if agreement else ()))

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 import numpy as np
 
 from pipeline import masks
-from pipeline.errors import CorruptMask, SizeMismatch, UsageError
+from pipeline.errors import CorruptMask, InputError, SizeMismatch, UsageError
 from pipeline.metrics.histogram import joint_histogram
 from pipeline.metrics.scores import known, ratio
 
@@ -90,7 +90,7 @@ class CalibrationGathering:
         """Count one pair; return its mean confidence and calibration error.
 
         Raises:
-            UsageError: the prediction has no confidence map.
+            InputError: the prediction has no confidence map.
             CorruptMask: the map is damaged, or not one of 8 bits.
             SizeMismatch: it is not of the mask's size.
         """
@@ -142,9 +142,10 @@ def _confidence(pair: LabelPair) -> Confidence:
     cell = pair.predicted_row.get("confidence")
     data = cell.get("bytes") if cell else None
     if not data:
-        raise UsageError(
-            f"{pair.image_id}: the prediction has no confidence map; label with --confidence, or "
-            "leave rows without one out with --pred-where"
+        raise InputError(
+            pair.image_id,
+            "the prediction has no confidence map",
+            "label with --confidence, or leave rows without one out with --pred-where",
         )
     path = f"{pair.image_id} (confidence)"
     sure = masks.decode(data, path)

@@ -46,6 +46,8 @@ CLASS_FIGURES: Final = (
 """Figures of a class: of `classes.NAME`."""
 
 _LONGEST: Final = 300  # characters; bounds how deep brackets nest, too
+_BY_ZERO: Final = "a division by zero"
+_TOO_LARGE: Final = "a number that is too large"
 _BOUNDS: Final = {"low": 0, "high": 1}
 _Path: TypeAlias = tuple[str, ...]
 _BASELINE: Final = ("baseline",)
@@ -323,8 +325,11 @@ class _Report:
 
     def _combine(self, op: ast.operator, a: float, b: float) -> float:
         if isinstance(op, ast.Div) and b == 0:
-            return self._lack("a division by zero")
-        return _OPERATORS[type(op)](a, b)
+            return self._lack(_BY_ZERO)
+        value = _OPERATORS[type(op)](a, b)
+        if math.isfinite(a) and math.isfinite(b) and not math.isfinite(value):
+            return self._lack(_TOO_LARGE)
+        return value
 
     def _figure(self, path: _Path) -> float:
         wanted = path
@@ -340,7 +345,7 @@ class _Report:
         return float(value)
 
     def _lack(self, what: str) -> float:
-        said = f"{what} has no value" if "division" not in what else what
+        said = what if what in (_BY_ZERO, _TOO_LARGE) else f"{what} has no value"
         if said not in self.missing:
             self.missing.append(said)
         return math.nan

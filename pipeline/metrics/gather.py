@@ -41,7 +41,7 @@ class ImageScore:
 
     def row(self) -> dict[str, Any]:
         """Return the row of `IMAGE_SCHEMA`."""
-        image_id, dataset, _ = self.pair.truth
+        image_id, dataset = self.pair.truth[:2]
         known = {"image_id": image_id, "dataset": dataset, "split": self.pair.split}
         return known | {n: getattr(self, n) for n in _FIGURES}
 

@@ -1,4 +1,4 @@
-"""Whether two stores hold the objects that measures cannot do without: asked before work starts."""
+"""Whether stores hold what measures cannot do without, objects or confidence: asked at first."""
 
 from __future__ import annotations
 
@@ -43,6 +43,24 @@ def check_objects(
                 f"--measure {', '.join(asking)} needs; label with a model that finds objects, or "
                 "leave the measure out"
             )
+
+
+def check_confidence(measures: Iterable[Measure], prediction: Store) -> None:
+    """Make sure that a store of which calibration is asked holds any confidence map.
+
+    It stops at the first row that has one; a row that lacks one is a failure of its own.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if not any("confidence" in m.predicted_columns for m in measures):
+        return
+    cells = prediction.scan(["confidence.bytes"], batch_rows=16)
+    if not any(batch.column(0).null_count < batch.num_rows for batch in cells):
+        raise UsageError(
+            f"{prediction.url}: no prediction has a confidence map, which --measure calibration "
+            "needs; label with --confidence, or leave the measure out"
+        )
 
 
 def holds_objects(store: Store) -> bool:

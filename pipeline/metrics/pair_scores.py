@@ -319,5 +319,5 @@ def failure_of(pair: Pair, path: str, error: InputError) -> Failure:
     """Return what the error says about the pair."""
     text = " ".join(str(error).split())
     kind = type(error).__name__
-    image_id, dataset, _ = pair.truth
+    image_id, dataset = pair.truth[:2]
     return Failure(path, image_id, dataset, pair.split, "score", kind, text)

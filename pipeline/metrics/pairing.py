@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.errors import SegmillError, UsageError
 
@@ -83,13 +84,18 @@ class Pairing:
         return [next(named) if there else None for there in (partner >= 0).tolist()]
 
 
+_IMAGE: Final = ("image_id", "dataset", "split", "place")
+"""What names an image of truth; listings are sorted so."""
+
+
 def pair_rows(truth: Listing, predicted: Listing, of: str = "pred") -> Pairing:
     """Find the prediction of each row of truth; `of` is the option that the second listing is of.
 
     Raises:
-        UsageError: a row of truth has more than one prediction.
+        UsageError: a row of truth has more than one prediction, or an image two rows of truth.
         SegmillError: no row of truth has a prediction.
     """
+    _check_single(truth)
     partner = np.full(truth.rows, _NONE, np.int64)
     by_path = _match(partner, truth, predicted, truth.places(), predicted.places(), of)
     found = by_path
@@ -100,6 +106,22 @@ def pair_rows(truth: Listing, predicted: Listing, of: str = "pred") -> Pairing:
     if not found:
         raise SegmillError(_no_pair(truth, predicted, of))
     return Pairing(truth, predicted, partner, by_path, found - by_path)
+
+
+def _check_single(truth: Listing) -> None:
+    """Refuse two rows of one image and split: which of them is right, nobody can tell."""
+    ids = truth.keys["image_id"]
+    same = pc.equal(ids.slice(1), ids.slice(0, max(0, truth.rows - 1))).to_numpy()
+    first = np.flatnonzero(same)
+    table = truth.keys.select(_IMAGE)
+    sides = (table.take(pa.array(rows)).to_pylist() for rows in (first, first + 1))
+    twice = [row for row, *both in zip(first.tolist(), *sides, strict=True) if both[0] == both[1]]
+    if twice:
+        key = truth.key(twice[0])
+        raise UsageError(
+            f"{key.image_id}: the image has two rows in the truth (dataset {key.dataset!r}, "
+            f"{len(twice)} such rows in all); choose one set with --where"
+        )
 
 
 def _match(

@@ -224,8 +224,10 @@ def parse_slicing(text: str, truth: Store | None) -> Iterator[Slicing]:
     elif text.lower().endswith(".csv"):
         yield from _attributes(text)
     elif ":" in text:
-        name, _, condition = text.partition(":")
-        yield ByCondition(name.strip(), _meeting(condition.strip(), truth))
+        name, condition = (part.strip() for part in text.split(":", 1))
+        if not name:
+            raise UsageError(f"--slice {text!r}: name the slices, as 'night: {condition}'")
+        yield ByCondition(name, _meeting(condition, truth))
     else:
         raise UnknownName("slicing", text, (*BANDS, *COLUMNS, "class:NAME", "NAME: SQL", "*.csv"))
 

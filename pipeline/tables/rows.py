@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.runs.keys import spread
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
@@ -19,11 +21,16 @@ if TYPE_CHECKING:
 
 
 class RowKey(NamedTuple):
-    """The identity of a row in its store; `place` is a hash of the image's path."""
+    """The identity of a row in its store; `place` is a hash of the image's path.
+
+    `label` is a hash of what tells rows of one image apart: split, fingerprint, label space, and
+    what made the label; 0 stands for any row of the image.
+    """
 
     image_id: str
     dataset: str
     place: int
+    label: int = 0
 
 
 def place_of(path: str | None) -> int:
@@ -39,7 +46,7 @@ class Listing:
     """The rows of a store in a fixed order, without what they hold."""
 
     keys: pa.Table
-    """Columns image_id, dataset, split, label_space, and `place` (int64)."""
+    """Columns image_id, dataset, split, label_space, and `place` and `label` (int64)."""
 
     @property
     def rows(self) -> int:
@@ -66,7 +73,7 @@ class Listing:
 
     def named(self, rows: Sequence[int] | NDArray[np.int64]) -> list[RowKey]:
         """Return the identities of some rows."""
-        part = self.keys.select(["image_id", "dataset", "place"]).take(pa.array(rows, pa.int64()))
+        part = self.keys.select(RowKey._fields).take(pa.array(rows, pa.int64()))
         return list(map(RowKey._make, zip(*(c.to_pylist() for c in part.columns), strict=True)))
 
 
@@ -75,12 +82,12 @@ def list_rows(store: Store, where: pc.Expression | str | None = None) -> Listing
 
     `where` is what `Store.scan` takes.
     """
-    columns = ["image_id", "dataset", "split", "label_space", "image.path"]
+    columns = ["image_id", "dataset", "image.path", *_TELLING]
     batches = []
     for batch in store.scan(columns, where, batch_rows=16384):
         paths = batch["image.path"].to_pylist()
         places = np.fromiter(map(place_of, paths), np.int64, batch.num_rows)
-        batches.append(_narrow(batch, places))
+        batches.append(_narrow(batch, places, _labels(batch)))
     table = pa.Table.from_batches(batches, schema=_LISTED)
     table = table.unify_dictionaries().combine_chunks()
     plain = pa.table(
@@ -98,21 +105,37 @@ _LISTED: Final = pa.schema(
         ("split", _CODED),
         ("label_space", _CODED),
         ("place", pa.int64()),
+        ("label", pa.int64()),
     ]
 )
+_TELLING: Final = (
+    "split", "fingerprint", "label_space", "provenance.model", "provenance.model_digest",
+    "provenance.run",
+)  # fmt: skip
+"""The columns that tell rows of one image apart."""
 
 
-_ORDER: Final = ("image_id", "dataset", "split", "place")
+_ORDER: Final = ("image_id", "dataset", "split", "place", "label")
 _PLAIN: Final = {"dataset": pa.string(), "split": pa.string()}  # Arrow sorts no coded column
 
 
-def _narrow(batch: pa.RecordBatch, places: NDArray[np.int64]) -> pa.RecordBatch:
+def _labels(batch: pa.RecordBatch) -> NDArray[np.int64]:
+    """Return `RowKey.label` of each row, never 0."""
+    columns = [pc.fill_null(batch[name].cast(pa.string()), "") for name in _TELLING]
+    texts = pc.binary_join_element_wise(*columns, "\0")
+    return (spread(texts, "telling rows apart") | np.uint64(1)).view(np.int64)
+
+
+def _narrow(
+    batch: pa.RecordBatch, places: NDArray[np.int64], labels: NDArray[np.int64]
+) -> pa.RecordBatch:
     coded = [
         pc.fill_null(batch[name].cast(pa.string()), "").dictionary_encode()
         for name in ("dataset", "split", "label_space")
     ]
     ids = batch["image_id"].cast(pa.string())
-    return pa.RecordBatch.from_arrays([ids, *coded, pa.array(places)], schema=_LISTED)
+    hashes = pa.array(places), pa.array(labels)
+    return pa.RecordBatch.from_arrays([ids, *coded, *hashes], schema=_LISTED)
 
 
 def rows_of(
@@ -129,11 +152,13 @@ def rows_of(
     name = pc.field("image_id")
     where = (name >= ids[0]) & (name <= ids[-1]) & name.isin(ids)
     identity = ("image_id", "dataset", "image.path")
-    for batch in store.scan([*identity, *(c for c in columns if c not in identity)], where):
-        held = {name: batch[name].to_pylist() for name in batch.schema.names}
-        named = zip(*(held[name] for name in identity), strict=True)
+    needed = dict.fromkeys((*identity, *_TELLING, *columns))
+    for batch in store.scan(list(needed), where):
+        held = {name: batch[name].to_pylist() for name in {*identity, *columns}}
+        named = zip(*(held[name] for name in identity), _labels(batch).tolist(), strict=True)
         rows = zip(*(held[name] for name in columns), strict=True)
-        for (image_id, dataset, path), row in zip(named, rows, strict=True):
-            key = RowKey(image_id, dataset or "", place_of(path))
-            if key in wanted:
-                yield key, row
+        for (image_id, dataset, path, label), row in zip(named, rows, strict=True):
+            place = place_of(path)
+            for key in (RowKey(image_id, dataset or "", place, n) for n in (label, 0)):
+                if key in wanted:
+                    yield key, row

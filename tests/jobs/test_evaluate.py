@@ -60,6 +60,14 @@ def test_labels_against_labels_need_no_truth(sides, tmp_path, capsys):
     assert "pixel_accuracy" not in report
 
 
+def test_labels_against_labels_take_the_rows_of_the_baseline_that_were_asked_for(
+    sides, tmp_path, capsys
+):
+    asked = ("--pred", sides["base"], "--baseline", sides["base"], "--out", tmp_path / "report")
+    summary, _ = call(capsys, "evaluate", *asked, "--baseline-where", "image_id > 'i002'", *LOCAL)
+    assert (summary["inputs"], summary["done"]) == (2, 2)
+
+
 @pytest.mark.parametrize(
     ("asked", "said"),
     [

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pipeline import masks
-from pipeline.errors import CorruptMask, SizeMismatch, UsageError
+from pipeline.errors import CorruptMask, InputError, SizeMismatch, UsageError
 from pipeline.label_space import LabelClass, LabelSpace
 from pipeline.metrics.calibration import Calibration, Reliability, aurc, risk_coverage
 from pipeline.metrics.confusion import class_index
@@ -223,7 +223,7 @@ def test_parts_add_up_in_any_order(drawn, order):
 def test_without_confidence_the_mend_is_told(row):
     one = pair(*np.zeros((3, 2, 2), np.uint8))
     one.predicted_row = row
-    with pytest.raises(UsageError, match="label with --confidence"):
+    with pytest.raises(InputError, match="label with --confidence"):
         Calibration().start(space()).update(one)
 
 

@@ -171,3 +171,10 @@ def test_deep_nesting_is_read_or_refused(prefix):
         except UsageError:
             continue
         assert isinstance(found[0]["fails"], bool)
+
+
+@pytest.mark.parametrize("text", ["miou < 1e308 * 1e308 - 1e308 * 1e308", "miou > 1e308 + 1e308"])
+def test_a_number_that_leaves_all_bounds_passes_no_gate(text):
+    (found,) = check([parse(text)], {"miou": 0.5})
+    assert found["fails"]
+    assert found["why"] == "a number that is too large"

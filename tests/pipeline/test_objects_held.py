@@ -10,9 +10,10 @@ import pytest
 
 from pipeline.errors import UsageError
 from pipeline.label_space import LabelSpace, label_space
+from pipeline.metrics.calibration import Calibration
 from pipeline.metrics.cityscapes import cityscapes
 from pipeline.metrics.objects import objects
-from pipeline.metrics.objects_held import check_objects
+from pipeline.metrics.objects_held import check_confidence, check_objects
 from pipeline.metrics.panoptic import panoptic
 from pipeline.record import to_table
 from pipeline.store import Store
@@ -45,3 +46,10 @@ def test_stores_without_objects_are_refused(tmp_path: Path) -> None:
         check_objects([cityscapes(), objects(), panoptic()], SPACE, empty, none)
     stuff = tuple(replace(c, isthing=False) for c in SPACE.classes)
     check_objects([panoptic()], LabelSpace("stuff", stuff, 255), none, none)
+
+
+def test_a_store_without_any_confidence_is_refused(tmp_path: Path) -> None:
+    none = store(tmp_path / "none", None, ())
+    check_confidence([cityscapes()], none)
+    with pytest.raises(UsageError, match=r"no prediction has a confidence map.*--confidence"):
+        check_confidence([Calibration()], none)

@@ -238,6 +238,51 @@ def test_one_prediction_may_serve_two_rows_of_truth(tmp_path):
     assert [p.truth.dataset for p in pairing] == ["a", "b"]
 
 
+def test_a_filter_chooses_among_rows_that_only_what_made_them_tells_apart(tmp_path):
+    """The image, its id and its data set are the same: the row is read that was listed."""
+    right, wrong = np.zeros((4, 6), np.uint8), np.ones((4, 6), np.uint8)
+    made = [
+        record("one", mask, provenance=Provenance("model", name))
+        for name, mask in (("good", right), ("bad", wrong))
+    ]
+    truth, pred = store_of(tmp_path / "t", [record("one", right)]), store_of(tmp_path / "p", made)
+    found = [
+        score(truth, pred, runner=ONE, pred_where=f"provenance.model = '{name}'").tally
+        for name in ("good", "bad")
+    ]
+    assert [tally.pixel_accuracy for tally in found] == [1.0, 0.0]
+
+
+def test_rows_without_paths_that_repeat_between_splits_are_read_each(tmp_path):
+    held = list(masks_of(2).values())
+    sides = [
+        store_of(
+            tmp_path / str(side),
+            [
+                record("same", held[k][side], split=s, image=File(None))
+                for k, s in ((0, "train"), (1, "val"))
+            ],
+        )
+        for side in (0, 1)
+    ]
+    scores = score(*sides, runner=ONE)
+    np.testing.assert_array_equal(scores.matrix.counts, plain(held))
+
+
+def test_an_image_with_two_rows_of_truth_is_refused_until_one_is_chosen(tmp_path):
+    held = masks_of(2)
+    truth = [
+        record(n, held[n][k], provenance=Provenance("model", run))
+        for n in held
+        for k, run in ((0, "a"), (1, "b"))
+    ]
+    sides = store_of(tmp_path / "t", truth), stores(tmp_path, held)[1]
+    with pytest.raises(UsageError, match=r"i000.*two rows in the truth.*--where"):
+        score(*sides, runner=ONE)
+    scores = score(*sides, runner=ONE, where="provenance.model = 'b'")
+    assert (scores.inputs, scores.done, scores.tally.pixel_accuracy) == (2, 2, 1.0)
+
+
 # --- bad pairs ------------------------------------------------------------------------------------
 
 

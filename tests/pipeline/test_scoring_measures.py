@@ -13,12 +13,14 @@ import pipeline.metrics.pair_scores as parts
 import pipeline.scoring as module
 from pipeline.errors import InputError, UsageError
 from pipeline.label_space import label_space
+from pipeline.masks import encode
 from pipeline.metrics import MEASURES, measures
 from pipeline.metrics.block import image_schema
 from pipeline.metrics.tally_measure import GAINED, KEPT, LOST
 from pipeline.record import File
 from pipeline.runner import LocalRunner
 from pipeline.scoring import score
+from tests.pipeline.label_pairs import instance
 from tests.pipeline.test_scoring import (
     CAMVID,
     ONE,
@@ -244,3 +246,34 @@ def test_noise_is_scored_in_blocks(tmp_path, monkeypatch):
     assert scores.done == 3
     assert scores.tally.pixels == 3 * 81
     assert scores.tally.correct == sum(int((a == b).sum()) for a, b in held.values())
+
+
+def test_a_prediction_without_confidence_fails_alone(tmp_path):
+    held = masks_of(4)
+    sure = File(None, encode(np.full((24, 32), 200, np.uint8)))
+    pred = [record(n, p, confidence=sure) for n, (_, p) in held.items()]
+    pred[1] = replace(pred[1], confidence=None)
+    sides = stores(tmp_path, held)[0], store_of(tmp_path / "sure", pred)
+    scores = score(*sides, runner=ONE, measures=measures(["calibration"]))
+    assert (scores.inputs, scores.done, scores.skipped, scores.failed) == (4, 3, 0, 1)
+    assert [f.image_id for f in scores.failures] == ["i001"]
+    kept = [h for n, h in held.items() if n != "i001"]
+    np.testing.assert_array_equal(scores.matrix.counts, plain(kept))
+
+
+@pytest.mark.parametrize(
+    "extra",
+    ['{"part_of": "x"}', '{"part_of":', '["part_of"]', '{"part_of": 1e400}', '"part_of"' + "[" * 5],
+)
+@pytest.mark.parametrize("side", [0, 1])
+def test_an_object_that_names_no_whole_fails_its_image_only(tmp_path, extra, side):
+    space = label_space("cityscapes-19")
+    mask = np.full((8, 8), 13, np.uint8)
+    sound = instance(mask == 13, 13, score=0.5)
+    sides = [[record(n, mask, space, instances=(sound,)) for n in ("a", "b")] for _ in range(2)]
+    sides[side][1] = replace(sides[side][1], instances=(replace(sound, extra=extra),))
+    pair = [store_of(tmp_path / str(n), rows, space) for n, rows in enumerate(sides)]
+    scores = score(*pair, runner=ONE, measures=measures(["panoptic"]))
+    assert [(f.image_id, f.error) for f in scores.failures] == [("b", "BadAnnotation")]
+    assert (scores.inputs, scores.done) == (2, 1)
+    assert scores.measured["panoptic"]["classes"]["car"]["tp"] == 1

@@ -16,6 +16,7 @@ from pipeline.record import File, Record, to_table
 from pipeline.store import Store
 from pipeline.tables.fragment import write_fragment
 from tests.pipeline.tallies import Population, keys_of, space_of
+from tests.pipeline.test_scoring import masks_of, stores
 
 SPACE = space_of(3)
 
@@ -214,3 +215,16 @@ def test_memory_is_bounded_whatever_the_values():
     gathering = slices(["dataset"] + [f"class:c{n}" for n in range(30)]).start(space)
     bytes_each = 200 * 3 * 150 * 8
     assert gathering.most * bytes_each * 31 <= (256 << 20) * 1.1
+
+
+@pytest.mark.parametrize("condition", ["image_id > 1", "height / (width - 32) = 1"])
+def test_a_condition_that_a_row_cannot_be_asked_is_the_users_mistake(tmp_path, condition):
+    truth, _ = stores(tmp_path, masks_of(2))
+    with pytest.raises(UsageError, match="--slice"):
+        slices([f"odd: {condition}"], truth)
+
+
+def test_slices_of_a_condition_have_a_name(tmp_path):
+    truth, _ = stores(tmp_path, masks_of(1))
+    with pytest.raises(UsageError, match="name the slices"):
+        slices([": height > 1"], truth)
