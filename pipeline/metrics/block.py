@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pyarrow as pa
 
-from pipeline.metrics.confusion import ConfusionMatrix, Counts, Index, ratio
+from pipeline.metrics.shares import ratio
 from pipeline.runs.keys import spread
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.label_space import LabelSpace
+    from pipeline.metrics.confusion import Counts, Index
     from pipeline.metrics.pairing import Pair
 
 IMAGE_SCHEMA: Final = pa.schema(
@@ -103,12 +104,6 @@ class FlatPairs:
         kept = self._sums(row, same, classes + 1)
         gained, lost = (self._sums(p, ~same, classes + 1) for p in (column, row))
         return np.stack([kept, gained, lost], axis=1)
-
-    def matrix(self, classes: int) -> ConfusionMatrix:
-        """Return the confusion matrix of all images together."""
-        total = ConfusionMatrix.empty(classes)
-        total.add(self.row, self.column, self.counts)
-        return total
 
     def totals(self) -> Counts:
         """Return the pixels of each image, [n]."""

@@ -33,7 +33,7 @@ from pipeline.errors import UsageError
 from pipeline.metrics.confusion import Tally
 from pipeline.metrics.contours import Contour, matched
 from pipeline.metrics.histogram import joint_histogram
-from pipeline.metrics.scores import by_name, known, mean, ratio
+from pipeline.metrics.shares import by_name, known, mean, ratio
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -26,7 +26,7 @@ import numpy as np
 from pipeline import masks
 from pipeline.errors import CorruptMask, SizeMismatch, UsageError
 from pipeline.metrics.histogram import joint_histogram
-from pipeline.metrics.scores import known, ratio
+from pipeline.metrics.shares import known, ratio
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -18,6 +18,9 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
+from pipeline.metrics import sums
+from pipeline.metrics.shares import mean, ratio
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -251,15 +254,10 @@ class Tally:
     truth: Counts
     predicted: Counts
 
-    @classmethod
-    def of(cls, pairs: Pairs, rows: Index, columns: Index, classes: int) -> Tally:
-        """Return the tally of counted pairs."""
-        row, column = rows[pairs.truth], columns[pairs.predicted]
-        return cls(
-            _sums(row, pairs.counts, row == column, classes),
-            _sums(row, pairs.counts, row >= 0, classes),
-            _sums(column, pairs.counts, row >= 0, classes),
-        )
+    @property
+    def counts(self) -> Counts:
+        """The three in the order of `tally_measure`, [3, C]."""
+        return np.stack([self.intersection, self.truth, self.predicted])
 
     @property
     def pixels(self) -> int:
@@ -279,7 +277,7 @@ class Tally:
     @property
     def iou(self) -> Floats:
         """Intersection over union of each class, [C]."""
-        return ratio(self.intersection, self.union)
+        return sums.iou(self.counts)
 
     @property
     def recall(self) -> Floats:
@@ -294,27 +292,27 @@ class Tally:
     @property
     def miou(self) -> float:
         """Mean of the classes' IoU, over the classes that truth or prediction holds (union > 0)."""
-        return _mean(self.iou)
+        return mean(self.iou)
 
     @property
     def pixel_accuracy(self) -> float:
         """Share of the scored pixels that are right."""
-        return _share(self.correct, self.pixels)
+        return float(sums.pixel_accuracy(self.counts))
 
     @property
     def mean_accuracy(self) -> float:
         """Mean recall over the classes that truth holds."""
-        return _mean(self.recall)
+        return mean(self.recall)
 
     @property
     def fwiou(self) -> float:
         """Mean of the classes' IoU, weighted by their share of the truth's pixels."""
-        return float(np.nansum(self.iou * self.truth) / self.pixels) if self.pixels else np.nan
+        return float(sums.fwiou(self.counts))
 
     @property
     def coverage(self) -> float:
         """Share of the scored pixels that the prediction gives any class."""
-        return _share(int(self.predicted.sum()), self.pixels)
+        return float(ratio(self.predicted.sum(), self.truth.sum()))
 
 
 @dataclass(slots=True, eq=False)
@@ -364,27 +362,3 @@ class ConfusionMatrix:
             self.counts.sum(axis=1),
             self.counts[:, :-1].sum(axis=0),
         )
-
-
-def _sums(position: Index, counts: Counts, where: NDArray[np.bool_], classes: int) -> Counts:
-    """Sum counts by class position; positions that are no class are left out."""
-    where = where & (position >= 0)
-    # float64 adds counts exactly up to 2**53 pixels.
-    sums = np.bincount(position[where], counts[where], minlength=classes)
-    return sums.astype(np.int64)
-
-
-def ratio(part: Counts | Floats, whole: Counts) -> Floats:
-    """Return part / whole, [n]; nan where the whole is nothing."""
-    out: Floats = np.full(len(whole), np.nan)
-    np.divide(part, whole, out=out, where=whole > 0)
-    return out
-
-
-def _share(part: int, whole: int) -> float:
-    return part / whole if whole else float("nan")
-
-
-def _mean(values: Floats) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else float("nan")
