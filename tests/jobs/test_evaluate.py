@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.__main__ import main
 from tests.jobs.calls import call
 from tests.pipeline.test_scoring import masks_of, record, store_of
 
@@ -48,6 +49,24 @@ def test_a_baseline_a_slice_and_gates(sides, tmp_path, capsys):
     assert report["inputs"] == report["done"] + report["skipped"] + report["failed"] == 5
     assert summary["miou"] == report["miou"]
     assert pq.read_table(out / "per_image.parquet").num_rows == 5
+
+
+def test_the_terminal_tells_intervals_the_baseline_and_gates(sides, tmp_path, capsys):
+    asked = ("--truth", sides["truth"], "--pred", sides["pred"], "--baseline", sides["base"])
+    gates = ("--fail-if", "miou < 0.01", "--fail-if", "miou < baseline + 0.5")
+    out = tmp_path / "report"
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", *map(str, (*asked, *gates, "--out", out, *LOCAL))])
+    assert ended.value.code == 4
+    report, said = json.loads((out / "report.json").read_bytes()), capsys.readouterr().out
+    low, high = (f"{100 * v:.1f}" for v in report["intervals"]["miou"])
+    assert f"mIoU {100 * report['miou']:.1f} % (95 %: {low} – {high})" in said
+    difference = 100 * report["baseline"]["miou"]["difference"]
+    assert f"{difference:+.1f} points against base".replace("-", "−") in said
+    assert "1 of 2 gates failed" in said
+    assert "failed: miou < baseline + 0.5 (" in said
+    assert "passed: miou < 0.01 (" in said
+    assert "only 5 images" in said
 
 
 def test_labels_against_labels_need_no_truth(sides, tmp_path, capsys):
