@@ -116,7 +116,7 @@ class Asked:
         if self.gates:
             from pipeline.metrics.gates import parse
 
-            names = [space.by_id[i].name for i in space.train_ids]
+            names = list(space.class_names)
             for gate in self.gates:
                 parse(gate.text, names)
 

@@ -111,7 +111,7 @@ class Scores:
     @property
     def class_names(self) -> tuple[str, ...]:
         """The names of the scored classes, in the matrix's order."""
-        return tuple(self.space.by_id[i].name for i in self.space.train_ids)
+        return self.space.class_names
 
     def figures(self) -> dict[str, Any]:
         """Return the scores for a JSON summary; None stands for a share of nothing.

@@ -132,7 +132,7 @@ def image_rows(
     present = union > 0
     pixels, correct, classes = truth.sum(1), right.sum(1), present.sum(1)
     iou = np.divide(right, union, out=np.zeros(union.shape), where=present)
-    names = pa.array([space.by_id[i].name for i in space.train_ids] + [""])
+    names = pa.array([*space.class_names, ""])
     worst = np.where(wrong.any(1), np.argmax(wrong, 1), len(names) - 1)
     columns = [
         pa.array([p.truth.image_id for p in pairs], pa.string()),

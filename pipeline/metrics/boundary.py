@@ -98,7 +98,7 @@ class Boundary:
 
     def start(self, space: LabelSpace) -> BoundaryGathering:
         """Begin to count."""
-        names = tuple(space.by_id[i].name for i in space.train_ids)
+        names = space.class_names
         return BoundaryGathering(self, names, BoundaryCounts.empty(self, len(names)))
 
     def band(self, shape: tuple[int, ...]) -> int:

@@ -71,7 +71,7 @@ class Calibration:
 
     def start(self, space: LabelSpace) -> CalibrationGathering:
         """Begin to count."""
-        names = tuple(space.by_id[i].name for i in space.train_ids)
+        names = space.class_names
         return CalibrationGathering(self, names, np.zeros((2, len(names), _LEVELS), np.int64))
 
 

@@ -90,7 +90,7 @@ class CityscapesMeasure:
         Raises:
             UsageError: the space has a class that is none of Cityscapes' 19.
         """
-        names = [space.by_id[i].name for i in space.train_ids]
+        names = list(space.class_names)
         strange = [name for name in names if name not in _CATEGORY_OF]
         if strange:
             raise UsageError(

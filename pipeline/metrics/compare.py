@@ -71,7 +71,7 @@ class Comparison:
 
     def start(self, space: LabelSpace) -> ComparisonSums:
         """Begin with no images."""
-        return ComparisonSums(self, tuple(space.by_id[i].name for i in space.train_ids))
+        return ComparisonSums(self, space.class_names)
 
 
 def baseline(

@@ -75,7 +75,7 @@ class PanopticGathering:
     """Matched, missed and wrong segments of each class [C]: no larger for more images."""
 
     def __init__(self, space: LabelSpace) -> None:
-        self._names = tuple(space.by_id[i].name for i in space.train_ids)
+        self._names = space.class_names
         said = [space.by_id[i].isthing for i in space.train_ids]
         self._thing = np.array([bool(s) for s in said], np.bool_)
         self._unsaid = np.array([s is None for s in said], np.bool_)

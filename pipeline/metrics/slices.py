@@ -72,7 +72,7 @@ class Slices:
         Raises:
             UnknownName: a slicing names a class that is not scored.
         """
-        names = tuple(space.by_id[i].name for i in space.train_ids)
+        names = space.class_names
         empty: Counts = np.zeros((0, 3, len(names)), np.int64)
         for slicing in self.slicings:
             slicing.values(empty, {column: [] for column in slicing.columns}, names)
