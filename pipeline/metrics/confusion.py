@@ -19,6 +19,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from pipeline.metrics import sums
+from pipeline.metrics.histogram import EXACT, joint_histogram
 from pipeline.metrics.shares import mean, ratio
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ Index: TypeAlias = NDArray[np.int64]
 VOID: Final = -1
 UNDEFINED: Final = -2
 
-_EXACT: Final = 1 << 24  # calcHist answers in float32, which counts exactly up to here
 _BLOCK: Final = 1 << 18  # pixels whose int64 pair codes (2 MiB) stay in a core's cache
 _DENSE: Final = 1 << 20  # bins of a pair histogram; past it sorting the codes takes less memory
 
@@ -73,7 +73,7 @@ def count_pairs(truth: LabelMap, predicted: LabelMap) -> Pairs:
     by_runs = _pairs_of_runs(truth, predicted) if truth.size else None
     if by_runs is not None:
         return by_runs
-    if truth.size and truth.dtype == predicted.dtype == np.uint8 and truth.shape[1] <= _EXACT:
+    if truth.size and truth.dtype == predicted.dtype == np.uint8 and truth.shape[1] <= EXACT:
         return _pairs_8bit(truth, predicted)
     return _pairs_16bit(truth, predicted)
 
@@ -174,19 +174,9 @@ def _sum_of_runs(truth: LabelMap, predicted: LabelMap, lengths: Counts) -> Pairs
 
 
 def _pairs_8bit(truth: LabelMap, predicted: LabelMap) -> Pairs:
-    import cv2
-
-    rows = _EXACT // truth.shape[1]
-    parts = [
-        cv2.calcHist(
-            [truth[top : top + rows], predicted[top : top + rows]],
-            [0, 1], None, [256, 256], [0, 256, 0, 256],
-        )
-        for top in range(0, truth.shape[0], rows)
-    ]  # fmt: skip
-    total = parts[0] if len(parts) == 1 else np.sum(parts, axis=0, dtype=np.float64)
-    codes = np.flatnonzero(total != 0)  # of booleans: ten times faster than of floats
-    return Pairs(codes >> 8, codes & 255, total.ravel()[codes].astype(np.int64))
+    total = joint_histogram(truth, predicted, (256, 256)).ravel()
+    codes = np.flatnonzero(total != 0)  # of booleans: ten times faster than of numbers
+    return Pairs(codes >> 8, codes & 255, total[codes])
 
 
 def _pairs_16bit(truth: LabelMap, predicted: LabelMap) -> Pairs:
