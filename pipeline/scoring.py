@@ -215,7 +215,7 @@ def score(
     size = chunk_size(pairing.pairs, *(s.store for s in plan.sides))
     for outcome in runner.map(plan, pair_chunks(pairing, size), split=PairChunk.halves):
         gather.take(outcome)
-    return _scores(gather, pairing, space, spaces)
+    return _scores(gather, pairing, space, spaces, agreement)
 
 
 def _columns(asked: Iterable[Sequence[str]]) -> tuple[str, ...]:
@@ -227,10 +227,11 @@ def _scores(
     pairing: Pairing,
     space: LabelSpace,
     spaces: tuple[dict[str, LabelSpace], dict[str, LabelSpace]],
+    agreement: bool,
 ) -> Scores:
     sums, measured = gather.sums, gather.figures()
-    agreement = "changes" in measured
-    measured |= measured.pop("changes", {})
+    if agreement:
+        measured |= measured.pop(Agreement.name)
     return Scores(
         space=space,
         matrix=sums.matrix,

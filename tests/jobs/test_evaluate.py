@@ -79,6 +79,16 @@ def test_labels_against_labels_need_no_truth(sides, tmp_path, capsys):
     assert "pixel_accuracy" not in report
 
 
+def test_gates_on_what_changed(sides, tmp_path, capsys):
+    asked = ("--pred", sides["pred"], "--baseline", sides["base"], "--out", tmp_path / "r", *LOCAL)
+    gates = ("agreement < 0.5", "images_changed < 1", "churn.Car.churn > 0.99", "agreement > 0.5")
+    options = [word for gate in gates for word in ("--fail-if", gate)]
+    call(capsys, "evaluate", *asked, *options, code=4)
+    found = json.loads((tmp_path / "r" / "report.json").read_bytes())["gates"]
+    assert [g["fails"] for g in found] == [False, False, False, True]
+    assert not any("why" in g for g in found)
+
+
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
@@ -88,6 +98,9 @@ def test_labels_against_labels_need_no_truth(sides, tmp_path, capsys):
         (("--truth", "truth", "--fail-if", "miou < baseline"), "--baseline"),
         (("--truth", "truth", "--fail-if", "classes.Dragon.iou < 1"), "Dragon"),
         (("--baseline", "base", "--slice", "split"), "--slice"),
+        (("--baseline", "base", "--fail-if", "kappa < 1"), "--truth"),
+        (("--baseline", "base", "--fail-if", "miou < baseline"), "--truth"),
+        (("--truth", "truth", "--fail-if", "agreement < 1"), "without --truth"),
     ],
 )
 def test_slips_end_before_the_work(sides, tmp_path, capsys, asked, said):
