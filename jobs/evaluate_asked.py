@@ -97,6 +97,7 @@ class Asked:
         if stores.agreement and slices:
             raise UsageError("--slice is of scores against --truth, which is not given")
         wanted = {section for gate in gates for section in gate.sections}
+        _check_mode(gates, stores.agreement)
         for section, there in (("baseline", stores.baseline), ("slices", slices)):
             if section in wanted and not there:
                 option = section.removesuffix("s")
@@ -116,7 +117,7 @@ class Asked:
         if self.gates:
             from pipeline.metrics.gates import parse
 
-            names = [space.by_id[i].name for i in space.train_ids]
+            names = list(space.class_names)
             for gate in self.gates:
                 parse(gate.text, names)
 
@@ -126,6 +127,24 @@ class Asked:
 
         sums = {k: getattr(scores, k) for k in ("inputs", "done", "skipped", "failed")}
         return check(self.gates, {**sums, **scores.figures()})
+
+
+def _check_mode(gates: Sequence[Gate], agreement: bool) -> None:
+    """Refuse gates on figures that the report will not hold, with or without truth.
+
+    Raises:
+        UsageError: a gate asks for one.
+    """
+    from pipeline.errors import UsageError
+    from pipeline.metrics.gates import OF_AGREEMENT, OF_TRUTH
+
+    asked = {path[0] for gate in gates for path in gate.paths}
+    if agreement and (strange := sorted(asked & OF_TRUTH)):
+        raise UsageError(f"--fail-if asks for {strange[0]}, which is of scores against --truth")
+    if not agreement and (strange := sorted(asked & OF_AGREEMENT)):
+        raise UsageError(
+            f"--fail-if asks for {strange[0]}, which is of labels against labels, without --truth"
+        )
 
 
 def gates_said(gates: Sequence[Mapping[str, Any]]) -> str | None:

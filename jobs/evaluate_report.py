@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import shlex
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from jobs.console import note
 
@@ -79,7 +78,7 @@ def tell_what_lacks(scores: Scores, baseline: bool) -> None:
 
 
 def print_table(scores: Scores) -> None:
-    """Print the classes' figures and the headline for people."""
+    """Print the classes' figures, the headline, the baseline's verdict and the gates for people."""
     from rich.console import Console
     from rich.text import Text
 
@@ -95,18 +94,37 @@ def print_table(scores: Scores) -> None:
     )
     headings = ("IoU %", "accuracy %", "precision %", "of pixels %")
     _print_classes(console, headings, zip(scores.class_names, figures, strict=True))
-    headline = (
-        f"mIoU {percent(tally.miou)} %   pixel accuracy {percent(tally.pixel_accuracy)} %   "
+    said = (
+        f"pixel accuracy {percent(tally.pixel_accuracy)} %   "
         f"mean accuracy {percent(tally.mean_accuracy)} %   fwIoU {percent(tally.fwiou)} %"
     )
-    console.print(Text(headline, style="bold"), soft_wrap=True)
+    console.print(Text(said, style="bold"), soft_wrap=True)
+    _print_verdict(scores, console)
+
+
+_STYLES: Final = {"good": "bold green", "bad": "bold red", "": "bold"}
+
+
+def _print_verdict(scores: Scores, console: Console) -> None:
+    """Print what the page begins with, mIoU and what a baseline and gates say of it, by lines."""
+    from rich.text import Text
+
+    from pipeline.report.score_sections import Words, gates, verdict
+
+    figures = scores.figures()
+    for part in verdict(figures, Words.of(figures)):
+        console.print(Text(part["text"], style=_STYLES[part["kind"]]), soft_wrap=True)
+    for gate in gates(figures):
+        said = "failed" if gate["fails"] else "passed"
+        why = gate["why"] or f"{gate['value']} against {gate['limit']}"
+        console.print(Text(f"  {said}: {gate['gate']} ({why})"), soft_wrap=True)
+    if note := (figures.get("intervals") or {}).get("note"):
+        console.print(Text(str(note)), soft_wrap=True)
 
 
 def _print_churn(scores: Scores, console: Console) -> None:
     """Print what changed between two label sets."""
     from rich.text import Text
-
-    from pipeline.report import percent
 
     measured = scores.measured
     pixels = sum(c["kept"] + c["lost"] for c in measured["churn"].values())
@@ -116,12 +134,9 @@ def _print_churn(scores: Scores, console: Console) -> None:
         if c["churn"] is not None
     ]
     _print_classes(console, ("churn %", "kept %", "gained %", "lost %"), rows)
-    agreement = measured["agreement"]
-    headline = (
-        f"agreement {percent(math.nan if agreement is None else agreement)} %   "
-        f"{measured['images_changed']:,} images changed, {measured['images_same']:,} the same"
-    )
-    console.print(Text(headline, style="bold"), soft_wrap=True)
+    said = f"{measured['images_changed']:,} images changed, {measured['images_same']:,} the same"
+    console.print(Text(said, style="bold"), soft_wrap=True)
+    _print_verdict(scores, console)
 
 
 def _print_classes(

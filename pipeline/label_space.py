@@ -129,6 +129,11 @@ class LabelSpace:
         return tuple(c.id for c in self.classes if not c.void and c.id != self.ignore_index)
 
     @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes that are trained on and scored, in the order of `train_ids`."""
+        return tuple(self.by_id[i].name for i in self.train_ids)
+
+    @cached_property
     def max_id(self) -> int:
         """Return the greatest value that a mask may hold, the ignore index included."""
         return max((*self.ids, self.ignore_index))

@@ -9,7 +9,6 @@ worker reads a chunk's mask cells from the stores and hands back small sums and 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,11 +20,12 @@ from pipeline.label_space import label_space as built_in
 from pipeline.metrics.agreement import Agreement
 from pipeline.metrics.confused import Confused
 from pipeline.metrics.confusion import UNDEFINED, ConfusionMatrix, Index, Tally, class_index
+from pipeline.metrics.dice_kappa import dice, further_figures
 from pipeline.metrics.gather import Gather, ImageScore
 from pipeline.metrics.objects_held import check_confidence, check_objects
 from pipeline.metrics.pair_scores import PairChunk, ScorePlan, pair_chunks
 from pipeline.metrics.pairing import pair_rows
-from pipeline.metrics.scores import further_figures
+from pipeline.metrics.shares import by_name, known
 from pipeline.metrics.sides import Side
 from pipeline.record import ClassPixels
 from pipeline.tables.rows import list_rows
@@ -109,14 +109,9 @@ class Scores:
         return self.matrix.tally()
 
     @property
-    def _further(self) -> dict[str, Any]:
-        """Scores of a whole label set that follow from the tally."""
-        return {} if self.agreement else further_figures(self.tally)
-
-    @property
     def class_names(self) -> tuple[str, ...]:
         """The names of the scored classes, in the matrix's order."""
-        return tuple(self.space.by_id[i].name for i in self.space.train_ids)
+        return self.space.class_names
 
     def figures(self) -> dict[str, Any]:
         """Return the scores for a JSON summary; None stands for a share of nothing.
@@ -124,14 +119,14 @@ class Scores:
         Of labels against labels, those that call one of the two right are left out.
         """
         names = ("miou",) if self.agreement else _SCORES
-        columns = _SHARED if self.agreement else _COLUMNS
         tally = self.tally
-        further = self._further
-        held = {c: getattr(tally, c).tolist() for c in columns}
-        held |= {"dice": further.pop("classes")} if further else {}
+        columns = {c: getattr(tally, c) for c in (_SHARED if self.agreement else _COLUMNS)}
+        further = {}
+        if not self.agreement:
+            columns["dice"], further = dice(tally), further_figures(tally)
         return {
             "compares": "labels with labels" if self.agreement else "labels with truth",
-            **{name: _known(getattr(tally, name)) for name in names},
+            **{name: known(getattr(tally, name)) for name in names},
             **further,
             "label_space": self.space.name,
             "pixels": tally.pixels,
@@ -145,16 +140,9 @@ class Scores:
                 which: None if loss is None else loss.to_dict()
                 for which, loss in (("truth", self.truth_loss), ("pred", self.predicted_loss))
             },
-            "classes": {
-                name: {column: _known(values[k]) for column, values in held.items()}
-                for k, name in enumerate(self.class_names)
-            },
+            "classes": by_name(self.class_names, **columns),
             **self.measured,
         }
-
-
-def _known(value: float) -> float | None:
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def score(
@@ -228,7 +216,7 @@ def score(
     size = chunk_size(pairing.pairs, *(s.store for s in plan.sides))
     for outcome in runner.map(plan, pair_chunks(pairing, size), split=PairChunk.halves):
         gather.take(outcome)
-    return _scores(gather, pairing, space, spaces)
+    return _scores(gather, pairing, space, spaces, agreement)
 
 
 def _columns(asked: Iterable[Sequence[str]]) -> tuple[str, ...]:
@@ -240,10 +228,11 @@ def _scores(
     pairing: Pairing,
     space: LabelSpace,
     spaces: tuple[dict[str, LabelSpace], dict[str, LabelSpace]],
+    agreement: bool,
 ) -> Scores:
     sums, measured = gather.sums, gather.figures()
-    agreement = "changes" in measured
-    measured |= measured.pop("changes", {})
+    if agreement:
+        measured |= measured.pop(Agreement.name)
     return Scores(
         space=space,
         matrix=sums.matrix,

@@ -28,7 +28,7 @@ class Agreement:
 
     def start(self, space: LabelSpace) -> AgreementGathering:
         """Begin to count."""
-        names = tuple(space.by_id[i].name for i in space.train_ids)
+        names = space.class_names
         return AgreementGathering(names, np.zeros((3, len(names) + 1), np.int64))
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pyarrow as pa
 
-from pipeline.metrics.confusion import ConfusionMatrix, Counts, Index, ratio
+from pipeline.metrics.shares import ratio
 from pipeline.runs.keys import spread
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.label_space import LabelSpace
+    from pipeline.metrics.confusion import Counts, Index
     from pipeline.metrics.pairing import Pair
 
 IMAGE_SCHEMA: Final = pa.schema(
@@ -104,12 +105,6 @@ class FlatPairs:
         gained, lost = (self._sums(p, ~same, classes + 1) for p in (column, row))
         return np.stack([kept, gained, lost], axis=1)
 
-    def matrix(self, classes: int) -> ConfusionMatrix:
-        """Return the confusion matrix of all images together."""
-        total = ConfusionMatrix.empty(classes)
-        total.add(self.row, self.column, self.counts)
-        return total
-
     def totals(self) -> Counts:
         """Return the pixels of each image, [n]."""
         return np.bincount(self.image, self.counts, self.images).astype(np.int64)
@@ -137,7 +132,7 @@ def image_rows(
     present = union > 0
     pixels, correct, classes = truth.sum(1), right.sum(1), present.sum(1)
     iou = np.divide(right, union, out=np.zeros(union.shape), where=present)
-    names = pa.array([space.by_id[i].name for i in space.train_ids] + [""])
+    names = pa.array([*space.class_names, ""])
     worst = np.where(wrong.any(1), np.argmax(wrong, 1), len(names) - 1)
     columns = [
         pa.array([p.truth.image_id for p in pairs], pa.string()),

@@ -46,7 +46,7 @@ class Intervals:
 
     def start(self, space: LabelSpace) -> IntervalSums:
         """Begin with no images."""
-        names = tuple(space.by_id[i].name for i in space.train_ids)
+        names = space.class_names
         shape = (self.replicates, 3, len(names))
         counts = (np.zeros(shape[1:], np.int64), np.zeros(shape, np.int64))
         return IntervalSums(self, names, *counts, np.zeros(len(names), np.int64))

@@ -33,7 +33,7 @@ from pipeline.errors import UsageError
 from pipeline.metrics.confusion import Tally
 from pipeline.metrics.contours import Contour, matched
 from pipeline.metrics.histogram import joint_histogram
-from pipeline.metrics.scores import by_name, known, mean, ratio
+from pipeline.metrics.shares import by_name, known, mean, ratio
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -98,7 +98,7 @@ class Boundary:
 
     def start(self, space: LabelSpace) -> BoundaryGathering:
         """Begin to count."""
-        names = tuple(space.by_id[i].name for i in space.train_ids)
+        names = space.class_names
         return BoundaryGathering(self, names, BoundaryCounts.empty(self, len(names)))
 
     def band(self, shape: tuple[int, ...]) -> int:

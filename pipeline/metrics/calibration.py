@@ -26,7 +26,7 @@ import numpy as np
 from pipeline import masks
 from pipeline.errors import CorruptMask, InputError, SizeMismatch, UsageError
 from pipeline.metrics.histogram import joint_histogram
-from pipeline.metrics.scores import known, ratio
+from pipeline.metrics.shares import known, ratio
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -71,7 +71,7 @@ class Calibration:
 
     def start(self, space: LabelSpace) -> CalibrationGathering:
         """Begin to count."""
-        names = tuple(space.by_id[i].name for i in space.train_ids)
+        names = space.class_names
         return CalibrationGathering(self, names, np.zeros((2, len(names), _LEVELS), np.int64))
 
 

@@ -32,6 +32,7 @@ from pipeline.metrics.pair_objects import (
     predicted_objects,
     truth_objects,
 )
+from pipeline.metrics.shares import known
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -89,7 +90,7 @@ class CityscapesMeasure:
         Raises:
             UsageError: the space has a class that is none of Cityscapes' 19.
         """
-        names = [space.by_id[i].name for i in space.train_ids]
+        names = list(space.class_names)
         strange = [name for name in names if name not in _CATEGORY_OF]
         if strange:
             raise UsageError(
@@ -227,8 +228,8 @@ class CityscapesGathering:
             "unscored": self._matches.unscored,
             "classes": {
                 self._names[n]: {
-                    "ap": _known(float(np.average(table[n]))),
-                    "ap50": _known(float(table[n, 0])),
+                    "ap": known(float(np.average(table[n]))),
+                    "ap50": known(float(table[n, 0])),
                 }
                 for n in places
             },
@@ -254,13 +255,9 @@ def _share(part: float, whole: float) -> float | None:
     return float(part / whole) if whole else None
 
 
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value
-
-
 def _mean(values: Iterable[float | None]) -> float | None:
-    known = [v for v in values if v is not None and not math.isnan(v)]
-    return sum(known) / len(known) if known else None
+    there = [v for v in values if v is not None and not math.isnan(v)]
+    return sum(there) / len(there) if there else None
 
 
 cityscapes = CityscapesMeasure

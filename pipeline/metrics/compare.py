@@ -25,6 +25,7 @@ from pipeline.metrics.resample import (
     swap_signs,
     weighted_sums,
 )
+from pipeline.metrics.shares import known
 from pipeline.metrics.tally_measure import INTERSECTION, KEPT, LOST, PREDICTED, TRUTH
 from pipeline.metrics.units import Distinct, Units
 
@@ -70,7 +71,7 @@ class Comparison:
 
     def start(self, space: LabelSpace) -> ComparisonSums:
         """Begin with no images."""
-        return ComparisonSums(self, tuple(space.by_id[i].name for i in space.train_ids))
+        return ComparisonSums(self, space.class_names)
 
 
 def baseline(
@@ -266,7 +267,7 @@ class ComparisonSums:
 
 
 def _plain(moved: Moved) -> dict[str, Any]:
-    return {k: sums.plain(v) if isinstance(v, float) else v for k, v in moved._asdict().items()}
+    return {k: known(v) if isinstance(v, float) else v for k, v in moved._asdict().items()}
 
 
 def _difference(scores: Sequence[Floats], units: int, level: float) -> dict[str, Any]:
@@ -275,9 +276,9 @@ def _difference(scores: Sequence[Floats], units: int, level: float) -> dict[str,
     this, other = both.tolist()
     point = this - other
     return {
-        "this": sums.plain(this),
-        "baseline": sums.plain(other),
-        "difference": sums.plain(point),
+        "this": known(this),
+        "baseline": known(other),
+        "difference": known(point),
         "interval": interval(point, replicates[:, 0] - replicates[:, 1], units, level),
         "p": _p_value(point, rounds[:, 0] - rounds[:, 1]),
     }

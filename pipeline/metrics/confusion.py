@@ -19,6 +19,10 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
+from pipeline.metrics import sums
+from pipeline.metrics.histogram import EXACT, joint_histogram
+from pipeline.metrics.shares import mean, ratio
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -31,7 +35,6 @@ Index: TypeAlias = NDArray[np.int64]
 VOID: Final = -1
 UNDEFINED: Final = -2
 
-_EXACT: Final = 1 << 24  # calcHist answers in float32, which counts exactly up to here
 _BLOCK: Final = 1 << 18  # pixels whose int64 pair codes (2 MiB) stay in a core's cache
 _DENSE: Final = 1 << 20  # bins of a pair histogram; past it sorting the codes takes less memory
 
@@ -75,7 +78,7 @@ def count_pairs(truth: LabelMap, predicted: LabelMap) -> Pairs:
     by_runs = _pairs_of_runs(truth, predicted) if truth.size else None
     if by_runs is not None:
         return by_runs
-    if truth.size and truth.dtype == predicted.dtype == np.uint8 and truth.shape[1] <= _EXACT:
+    if truth.size and truth.dtype == predicted.dtype == np.uint8 and truth.shape[1] <= EXACT:
         return _pairs_8bit(truth, predicted)
     return _pairs_16bit(truth, predicted)
 
@@ -198,19 +201,9 @@ def _sum_of_runs(truth: LabelMap, predicted: LabelMap, lengths: Counts) -> Pairs
 
 
 def _pairs_8bit(truth: LabelMap, predicted: LabelMap) -> Pairs:
-    import cv2
-
-    rows = _EXACT // truth.shape[1]
-    parts = [
-        cv2.calcHist(
-            [truth[top : top + rows], predicted[top : top + rows]],
-            [0, 1], None, [256, 256], [0, 256, 0, 256],
-        )
-        for top in range(0, truth.shape[0], rows)
-    ]  # fmt: skip
-    total = parts[0] if len(parts) == 1 else np.sum(parts, axis=0, dtype=np.float64)
-    codes = np.flatnonzero(total != 0)  # of booleans: ten times faster than of floats
-    return Pairs(codes >> 8, codes & 255, total.ravel()[codes].astype(np.int64))
+    total = joint_histogram(truth, predicted, (256, 256)).ravel()
+    codes = np.flatnonzero(total != 0)  # of booleans: ten times faster than of numbers
+    return Pairs(codes >> 8, codes & 255, total[codes])
 
 
 def _pairs_16bit(truth: LabelMap, predicted: LabelMap) -> Pairs:
@@ -278,15 +271,10 @@ class Tally:
     truth: Counts
     predicted: Counts
 
-    @classmethod
-    def of(cls, pairs: Pairs, rows: Index, columns: Index, classes: int) -> Tally:
-        """Return the tally of counted pairs."""
-        row, column = rows[pairs.truth], columns[pairs.predicted]
-        return cls(
-            _sums(row, pairs.counts, row == column, classes),
-            _sums(row, pairs.counts, row >= 0, classes),
-            _sums(column, pairs.counts, row >= 0, classes),
-        )
+    @property
+    def counts(self) -> Counts:
+        """The three in the order of `tally_measure`, [3, C]."""
+        return np.stack([self.intersection, self.truth, self.predicted])
 
     @property
     def pixels(self) -> int:
@@ -306,7 +294,7 @@ class Tally:
     @property
     def iou(self) -> Floats:
         """Intersection over union of each class, [C]."""
-        return ratio(self.intersection, self.union)
+        return sums.iou(self.counts)
 
     @property
     def recall(self) -> Floats:
@@ -321,27 +309,27 @@ class Tally:
     @property
     def miou(self) -> float:
         """Mean of the classes' IoU, over the classes that truth or prediction holds (union > 0)."""
-        return _mean(self.iou)
+        return mean(self.iou)
 
     @property
     def pixel_accuracy(self) -> float:
         """Share of the scored pixels that are right."""
-        return _share(self.correct, self.pixels)
+        return float(sums.pixel_accuracy(self.counts))
 
     @property
     def mean_accuracy(self) -> float:
         """Mean recall over the classes that truth holds."""
-        return _mean(self.recall)
+        return mean(self.recall)
 
     @property
     def fwiou(self) -> float:
         """Mean of the classes' IoU, weighted by their share of the truth's pixels."""
-        return float(np.nansum(self.iou * self.truth) / self.pixels) if self.pixels else np.nan
+        return float(sums.fwiou(self.counts))
 
     @property
     def coverage(self) -> float:
         """Share of the scored pixels that the prediction gives any class."""
-        return _share(int(self.predicted.sum()), self.pixels)
+        return float(ratio(self.predicted.sum(), self.truth.sum()))
 
 
 @dataclass(slots=True, eq=False)
@@ -391,27 +379,3 @@ class ConfusionMatrix:
             self.counts.sum(axis=1),
             self.counts[:, :-1].sum(axis=0),
         )
-
-
-def _sums(position: Index, counts: Counts, where: NDArray[np.bool_], classes: int) -> Counts:
-    """Sum counts by class position; positions that are no class are left out."""
-    where = where & (position >= 0)
-    # float64 adds counts exactly up to 2**53 pixels.
-    sums = np.bincount(position[where], counts[where], minlength=classes)
-    return sums.astype(np.int64)
-
-
-def ratio(part: Counts | Floats, whole: Counts) -> Floats:
-    """Return part / whole, [n]; nan where the whole is nothing."""
-    out: Floats = np.full(len(whole), np.nan)
-    np.divide(part, whole, out=out, where=whole > 0)
-    return out
-
-
-def _share(part: int, whole: int) -> float:
-    return part / whole if whole else float("nan")
-
-
-def _mean(values: Floats) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else float("nan")

@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 HEADLINE: Final = (
     "miou", "pixel_accuracy", "mean_accuracy", "fwiou", "coverage", "dice", "mean_dice", "kappa",
     "pixels", "void_pixels", "inputs", "done", "skipped", "failed", "unpredicted", "unlabelled",
-    "unused_predictions",
+    "unused_predictions", "agreement", "images_changed", "images_same",
 )  # fmt: skip
 """Figures of the whole report."""
 SECTIONS: Final = (
     "classes", "baseline", "intervals", "slices", "boundary", "calibration", "panoptic",
-    "cityscapes", "objects", "changes",
+    "cityscapes", "objects", "churn",
 )  # fmt: skip
 """Parts of the report that hold figures."""
 
@@ -44,6 +44,17 @@ CLASS_FIGURES: Final = (
     "iou", "recall", "precision", "dice", "truth", "predicted", "intersection",
 )  # fmt: skip
 """Figures of a class: of `classes.NAME`."""
+
+CHURN_FIGURES: Final = ("kept", "gained", "lost", "churn")
+"""Figures of `churn.NAME`, of labels against labels."""
+
+OF_TRUTH: Final = frozenset(
+    ("pixel_accuracy", "mean_accuracy", "fwiou", "coverage", "dice", "mean_dice", "kappa",
+     "intervals", "baseline", "slices")
+)  # fmt: skip
+"""What only labels against truth have."""
+OF_AGREEMENT: Final = frozenset(("agreement", "images_changed", "images_same", "churn"))
+"""What only labels against labels have."""
 
 _LONGEST: Final = 300  # characters; bounds how deep brackets nest, too
 _BY_ZERO: Final = "a division by zero"
@@ -211,6 +222,8 @@ class _Parser:
             self._refuse(
                 node, f"a class's figure is classes.NAME and one of {', '.join(CLASS_FIGURES)}"
             )
+        if first == "churn" and (len(path) != 3 or path[2] not in CHURN_FIGURES):
+            self._refuse(node, f"what changed is churn.NAME and one of {', '.join(CHURN_FIGURES)}")
         self._class(node, path)
         self.paths.append(path)
 

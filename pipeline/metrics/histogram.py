@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from pipeline.metrics.confusion import Counts, LabelMap
 
-_EXACT: Final = 1 << 24
+EXACT: Final = 1 << 24
 """OpenCV counts in float32, which is exact up to here."""
 
 
@@ -24,7 +24,7 @@ def joint_histogram(first: LabelMap, second: LabelMap, size: tuple[int, int]) ->
     """
     import cv2
 
-    total, rows = np.zeros(size, np.int64), _EXACT // first.shape[1]
+    total, rows = np.zeros(size, np.int64), EXACT // first.shape[1]
     for top in range(0, first.shape[0], rows):
         part = [first[top : top + rows], second[top : top + rows]]
         # OpenCV makes a histogram of one bin flat.

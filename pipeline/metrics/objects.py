@@ -72,7 +72,7 @@ class ObjectsMeasure:
 
     def start(self, space: LabelSpace) -> ObjectsGathering:
         """Begin to count."""
-        return ObjectsGathering([space.by_id[i].name for i in space.train_ids])
+        return ObjectsGathering(list(space.class_names))
 
 
 class ObjectsGathering:

@@ -12,7 +12,6 @@ last counts here, as in panopticapi.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -28,6 +27,7 @@ from pipeline.metrics.pair_objects import (
     predicted_objects,
     truth_objects,
 )
+from pipeline.metrics.shares import known, mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,7 +75,7 @@ class PanopticGathering:
     """Matched, missed and wrong segments of each class [C]: no larger for more images."""
 
     def __init__(self, space: LabelSpace) -> None:
-        self._names = tuple(space.by_id[i].name for i in space.train_ids)
+        self._names = space.class_names
         said = [space.by_id[i].isthing for i in space.train_ids]
         self._thing = np.array([bool(s) for s in said], np.bool_)
         self._unsaid = np.array([s is None for s in said], np.bool_)
@@ -104,7 +104,7 @@ class PanopticGathering:
         self._seen |= truth.things | predicted.things
         quality = _qualities(iou, found.counts)[0]
         return {
-            "panoptic_pq": _mean(quality),
+            "panoptic_pq": known(mean(quality)),
             "panoptic_missed": int(found.counts[2].sum()),
             "panoptic_wrong": int(found.counts[1].sum()),
         }
@@ -131,7 +131,7 @@ class PanopticGathering:
         things = self._thing | (self._unsaid & self._seen)
         names = ("pq", "sq", "rq")
         found = {
-            name: {key: _known(v[n]) for key, v in zip(names, values, strict=True)}
+            name: {key: known(v[n]) for key, v in zip(names, values, strict=True)}
             | dict(zip(("tp", "fp", "fn"), self._counts[:, n].tolist(), strict=True))
             for n, name in enumerate(self._names)
         }
@@ -267,16 +267,7 @@ def _qualities(
 
 
 def _means(values: tuple[NDArray[np.float64], ...], where: Flags) -> dict[str, float | None]:
-    return {k: _mean(v[where]) for k, v in zip(("pq", "sq", "rq"), values, strict=True)}
-
-
-def _mean(values: NDArray[np.float64]) -> float | None:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else None
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
+    return {k: known(mean(v[where])) for k, v in zip(("pq", "sq", "rq"), values, strict=True)}
 
 
 panoptic = PanopticMeasure

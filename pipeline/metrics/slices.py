@@ -17,6 +17,7 @@ from pipeline.metrics import sums
 from pipeline.metrics.attributes import NOT_LISTED, OTHER
 from pipeline.metrics.bootstrap import LEVEL, check_sampling
 from pipeline.metrics.resample import blocks, interval, poisson_weights, weighted_sums
+from pipeline.metrics.shares import known
 from pipeline.metrics.slicings import UNKNOWN, ByAttribute, parse_slicing
 from pipeline.metrics.tally_measure import TRUTH
 from pipeline.metrics.units import Distinct, Units
@@ -71,7 +72,7 @@ class Slices:
         Raises:
             UnknownName: a slicing names a class that is not scored.
         """
-        names = tuple(space.by_id[i].name for i in space.train_ids)
+        names = space.class_names
         empty: Counts = np.zeros((0, 3, len(names)), np.int64)
         for slicing in self.slicings:
             slicing.values(empty, {column: [] for column in slicing.columns}, names)
@@ -265,10 +266,10 @@ class SliceSums:
             "value": value,
             "images": part.images,
             "pixels": int(part.total[TRUTH].sum()),
-            "miou": sums.plain(miou),
+            "miou": known(miou),
             "miou_interval": interval(miou, replicates, part.units.count, measure.level),
-            "pixel_accuracy": sums.plain(float(sums.pixel_accuracy(part.total))),
-            "difference": sums.plain(miou - overall),
+            "pixel_accuracy": known(float(sums.pixel_accuracy(part.total))),
+            "difference": known(miou - overall),
             "worst_class": None if worst is None else self.names[worst],
             "worst_iou": None if worst is None else float(sums.iou(part.total)[worst]),
             "few": part.images < FEW,

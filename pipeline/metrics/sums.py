@@ -1,15 +1,15 @@
 """The scores of many sums of tallies at once: int64 [..., 3, C], each the pixels of some images.
 
-The same definitions as `confusion.Tally`, which scores one; nan is a share of nothing.
+The one place that defines them; `confusion.Tally` is one such sum. nan is a share of nothing.
 """
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from pipeline.metrics.shares import means, ratio
 from pipeline.metrics.tally_measure import INTERSECTION, PREDICTED, TRUTH
 
 if TYPE_CHECKING:
@@ -22,43 +22,31 @@ HEADLINE: Final = ("miou", "pixel_accuracy", "mean_accuracy", "fwiou")
 def iou(sums: Counts) -> Floats:
     """Return intersection over union of each class, [..., C]."""
     right = sums[..., INTERSECTION, :]
-    return _ratio(right, sums[..., TRUTH, :] + sums[..., PREDICTED, :] - right)
+    return ratio(right, sums[..., TRUTH, :] + sums[..., PREDICTED, :] - right)
 
 
 def miou(sums: Counts) -> Floats:
     """Return the mean IoU over the classes that truth or prediction holds, [...]."""
-    return known_mean(iou(sums))
+    return means(iou(sums))
 
 
 def pixel_accuracy(sums: Counts) -> Floats:
     """Return the share of pixels that are right, [...]."""
-    return _ratio(sums[..., INTERSECTION, :].sum(axis=-1), sums[..., TRUTH, :].sum(axis=-1))
+    return ratio(sums[..., INTERSECTION, :].sum(axis=-1), sums[..., TRUTH, :].sum(axis=-1))
+
+
+def fwiou(sums: Counts) -> Floats:
+    """Return the mean IoU, weighted by the classes' shares of the truth's pixels, [...]."""
+    truth = sums[..., TRUTH, :]
+    weighted = np.where(truth > 0, iou(sums), 0.0) * truth
+    return ratio(weighted.sum(axis=-1), truth.sum(axis=-1))
 
 
 def headline(sums: Counts) -> dict[str, Floats]:
     """Return the scores of `HEADLINE`, each [...]."""
-    ious, truth = iou(sums), sums[..., TRUTH, :]
-    weighted = np.where(truth > 0, ious, 0.0) * truth
     return {
-        "miou": known_mean(ious),
+        "miou": miou(sums),
         "pixel_accuracy": pixel_accuracy(sums),
-        "mean_accuracy": known_mean(_ratio(sums[..., INTERSECTION, :], truth)),
-        "fwiou": _ratio(weighted.sum(axis=-1), truth.sum(axis=-1)),
+        "mean_accuracy": means(ratio(sums[..., INTERSECTION, :], sums[..., TRUTH, :])),
+        "fwiou": fwiou(sums),
     }
-
-
-def known_mean(values: Floats) -> Floats:
-    """Return the mean over the last axis of what is not nan."""
-    known = ~np.isnan(values)
-    return _ratio(np.where(known, values, 0.0).sum(axis=-1), known.sum(axis=-1))
-
-
-def plain(value: float) -> float | None:
-    """Return a score for JSON: None stands for a share of nothing."""
-    return None if math.isnan(value) else float(value)
-
-
-def _ratio(part: Counts | Floats, whole: Counts) -> Floats:
-    out: Floats = np.full(np.shape(whole), np.nan)
-    np.divide(part, whole, out=out, where=whole > 0)
-    return out

@@ -6,12 +6,12 @@ has a section only if it is among them (`pipeline.report.score_sections`).
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from pipeline.metrics.shares import known
 from pipeline.report import count, render, score_sections
 from pipeline.report.score_sections import Words
 
@@ -111,7 +111,7 @@ def _class_rows(scores: Scores, shown: _Shown, figures: Mapping[str, Any]) -> li
     tally = scores.tally
     share = tally.truth / max(1, tally.pixels)
     columns = zip(
-        *(map(_known, a.tolist()) for a in (tally.iou, tally.recall, tally.precision, share)),
+        *(map(known, a.tolist()) for a in (tally.iou, tally.recall, tally.precision, share)),
         strict=True,
     )
     intervals = (figures.get("intervals") or {}).get("classes") or {}
@@ -126,10 +126,6 @@ def _class_rows(scores: Scores, shown: _Shown, figures: Mapping[str, Any]) -> li
         }
         for k, row in enumerate(columns)
     ]
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def _taken_for(counts: Counts, k: int, shown: _Shown) -> list[dict[str, Any]]:

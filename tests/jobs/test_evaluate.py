@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.__main__ import main
 from tests.jobs.calls import call
 from tests.pipeline.test_scoring import masks_of, record, store_of
 
@@ -50,6 +51,24 @@ def test_a_baseline_a_slice_and_gates(sides, tmp_path, capsys):
     assert pq.read_table(out / "per_image.parquet").num_rows == 5
 
 
+def test_the_terminal_tells_intervals_the_baseline_and_gates(sides, tmp_path, capsys):
+    asked = ("--truth", sides["truth"], "--pred", sides["pred"], "--baseline", sides["base"])
+    gates = ("--fail-if", "miou < 0.01", "--fail-if", "miou < baseline + 0.5")
+    out = tmp_path / "report"
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", *map(str, (*asked, *gates, "--out", out, *LOCAL))])
+    assert ended.value.code == 4
+    report, said = json.loads((out / "report.json").read_bytes()), capsys.readouterr().out
+    low, high = (f"{100 * v:.1f}" for v in report["intervals"]["miou"])
+    assert f"mIoU {100 * report['miou']:.1f} % (95 %: {low} – {high})" in said
+    difference = 100 * report["baseline"]["miou"]["difference"]
+    assert f"{difference:+.1f} points against base".replace("-", "−") in said
+    assert "1 of 2 gates failed" in said
+    assert "failed: miou < baseline + 0.5 (" in said
+    assert "passed: miou < 0.01 (" in said
+    assert "only 5 images" in said
+
+
 def test_labels_against_labels_need_no_truth(sides, tmp_path, capsys):
     out = tmp_path / "report"
     asked = ("--pred", sides["base"], "--baseline", sides["base"], "--baseline-version", 1)
@@ -68,6 +87,16 @@ def test_labels_against_labels_take_the_rows_of_the_baseline_that_were_asked_for
     assert (summary["inputs"], summary["done"]) == (2, 2)
 
 
+def test_gates_on_what_changed(sides, tmp_path, capsys):
+    asked = ("--pred", sides["pred"], "--baseline", sides["base"], "--out", tmp_path / "r", *LOCAL)
+    gates = ("agreement < 0.5", "images_changed < 1", "churn.Car.churn > 0.99", "agreement > 0.5")
+    options = [word for gate in gates for word in ("--fail-if", gate)]
+    call(capsys, "evaluate", *asked, *options, code=4)
+    found = json.loads((tmp_path / "r" / "report.json").read_bytes())["gates"]
+    assert [g["fails"] for g in found] == [False, False, False, True]
+    assert not any("why" in g for g in found)
+
+
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
@@ -77,6 +106,9 @@ def test_labels_against_labels_take_the_rows_of_the_baseline_that_were_asked_for
         (("--truth", "truth", "--fail-if", "miou < baseline"), "--baseline"),
         (("--truth", "truth", "--fail-if", "classes.Dragon.iou < 1"), "Dragon"),
         (("--baseline", "base", "--slice", "split"), "--slice"),
+        (("--baseline", "base", "--fail-if", "kappa < 1"), "--truth"),
+        (("--baseline", "base", "--fail-if", "miou < baseline"), "--truth"),
+        (("--truth", "truth", "--fail-if", "agreement < 1"), "without --truth"),
     ],
 )
 def test_slips_end_before_the_work(sides, tmp_path, capsys, asked, said):

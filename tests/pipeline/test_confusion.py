@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import pipeline.metrics.confusion as module
+from pipeline.metrics.block import Counted
 from pipeline.metrics.confusion import (
     UNDEFINED,
     VOID,
     ConfusionMatrix,
-    Tally,
     class_index,
     confusion,
     count_pairs,
@@ -257,9 +257,11 @@ def test_an_images_tally_is_that_of_its_matrix(both):
     pairs = count_pairs(*both)
     matrix = ConfusionMatrix.empty(4)
     matrix.update(pairs, index, index)
-    mine, theirs = Tally.of(pairs, index, index, 4), matrix.tally()
-    for name in ("intersection", "truth", "predicted"):
-        np.testing.assert_array_equal(getattr(mine, name), getattr(theirs, name))
+    counted = Counted()
+    for _ in range(2):
+        counted.add(index[pairs.truth], index[pairs.predicted], pairs.counts)
+    for tally in counted.flat().tallies(4):
+        np.testing.assert_array_equal(tally, matrix.tally().counts)
 
 
 def test_scores_follow_their_definitions():

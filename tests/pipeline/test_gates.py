@@ -100,6 +100,7 @@ def test_what_has_no_value_fails_and_says_so(text, why):
         ("classes['é'].iou < oops", "no figure is called 'oops'", "oops"),
         ("classes.car.colour < 1", "one of iou, recall", "classes"),
         ("classes < 1", "name a figure of it", "classes"),
+        ("churn.car.iou < 1", "one of kept, gained", "churn"),
         ("miou.x < 1", "has no parts", "miou"),
         ("dice < baseline", "`baseline` is", "dice"),
         ("miou - pixel_accuracy < baseline", "one figure on the left", "miou"),

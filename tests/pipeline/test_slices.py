@@ -211,10 +211,15 @@ def test_what_is_no_slicing_is_refused(tmp_path, asked):
 
 
 def test_memory_is_bounded_whatever_the_values():
-    space = space_of(150)
-    gathering = slices(["dataset"] + [f"class:c{n}" for n in range(30)]).start(space)
-    bytes_each = 200 * 3 * 150 * 8
-    assert gathering.most * bytes_each * 31 <= (256 << 20) * 1.1
+    """A thousand values in 150 classes: as many slices as fit, the rest in one, none lost."""
+    space, images = space_of(150), 1000
+    gathering = slices(["dataset"]).start(space)
+    tallies = np.ones((images, 3, 150), np.int64)
+    rows = {"dataset": [f"d{n:04d}" for n in range(images)]}
+    gathering.update(tallies, keys_of(np.random.default_rng(0), images), rows)
+    assert len(gathering.parts) <= 201
+    assert len(gathering.parts) * 200 * 3 * 150 * 8 <= (256 << 20) * 1.1
+    assert sum(s["images"] for s in gathering.figures()) == images
 
 
 @pytest.mark.parametrize("condition", ["image_id > 1", "height / (width - 32) = 1"])

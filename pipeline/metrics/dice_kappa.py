@@ -9,12 +9,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from pipeline.metrics.shares import known, mean, ratio
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from pipeline.metrics.confusion import Counts, Floats, Tally
+    from pipeline.metrics.confusion import Floats, Tally
 
 
 def dice(tally: Tally) -> Floats:
@@ -54,40 +52,9 @@ def kappa(tally: Tally) -> float:
 
 
 def further_figures(tally: Tally) -> dict[str, Any]:
-    """Return these scores for `report.json`; `classes` holds each class's Dice, in order."""
+    """Return the scores of all classes together for `report.json`."""
     return {
         "dice": known(total_dice(tally)),
         "mean_dice": known(mean_dice(tally)),
         "kappa": known(kappa(tally)),
-        "classes": [known(value) for value in dice(tally).tolist()],
-    }
-
-
-# --- shares of counts -----------------------------------------------------------------------------
-
-
-def ratio(part: Counts | Floats, whole: Counts | Floats) -> Floats:
-    """Divide, with nan for shares of nothing."""
-    out: Floats = np.full(np.broadcast_shapes(part.shape, whole.shape), np.nan)
-    np.divide(part, whole, out=out, where=whole > 0)
-    return out
-
-
-def mean(values: Floats) -> float:
-    """Return the mean of the values that are known; nan without any."""
-    found = values[~np.isnan(values)]
-    return float(found.mean()) if found.size else math.nan
-
-
-def known(value: float) -> float | None:
-    """Return the value as JSON may hold it: None for nan."""
-    return None if math.isnan(value) else float(value)
-
-
-def by_name(names: Sequence[str], **columns: Floats | Counts) -> dict[str, dict[str, Any]]:
-    """Return each class's figures under its name; the columns are [C], None stands for nan."""
-    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
-    told = ([known(v) if isinstance(v, float) else v for v in row] for row in rows)
-    return {
-        name: dict(zip(columns, row, strict=True)) for name, row in zip(names, told, strict=True)
     }
