@@ -87,7 +87,10 @@ def score_page(
 def _noted(figures: Mapping[str, Any]) -> list[str]:
     """Return what the measures say of themselves."""
     note = (figures.get("intervals") or {}).get("note")
-    return [str(note)] if note else []
+    left_out = [
+        f"Not measured: {name}. {why}" for name, why in (figures.get("left_out") or {}).items()
+    ]
+    return [*([str(note)] if note else []), *left_out]
 
 
 @dataclass(frozen=True, slots=True)
