@@ -125,6 +125,7 @@ def _class_rows(scores: Scores, shown: _Shown, figures: Mapping[str, Any]) -> li
         | {
             "interval": (intervals.get(shown.names[k]) or {}).get("iou"),
             "difference": (compared.get(shown.names[k]) or {}).get("difference"),
+            "sure": score_sections.sure((compared.get(shown.names[k]) or {}).get("interval")),
             "taken_for": _taken_for(scores.matrix.counts, k, shown),
         }
         for k, row in enumerate(columns)

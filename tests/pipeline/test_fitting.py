@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pytest
 
@@ -15,21 +13,16 @@ from pipeline.metrics.fitting import fitting
 from pipeline.record import File
 from tests.pipeline.test_scoring import CAMVID, masks_of, record, store_of
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from pipeline.store import Store
-
 CITYSCAPES = label_space("cityscapes-19")
 
 
-def one(path: Path, confidence: File | None) -> Store:
+def one(path, confidence):
     """Return a store of one row."""
     ((name, (mask, _)),) = masks_of(1).items()
     return store_of(path, [record(name, mask, confidence=confidence)])
 
 
-def test_a_confidence_map_in_the_cell_is_enough_for_calibration(tmp_path: Path) -> None:
+def test_a_confidence_map_in_the_cell_is_enough_for_calibration(tmp_path):
     sure = one(tmp_path / "sure", File(None, encode(np.full((24, 32), 200, np.uint8))))
     unsure = one(tmp_path / "unsure", None)
     taken, left_out = fitting(measures(["all"]), MEASURES, CAMVID, unsure, sure)
@@ -41,7 +34,7 @@ def test_a_confidence_map_in_the_cell_is_enough_for_calibration(tmp_path: Path) 
     assert "'Sky'" in left_out["cityscapes"]
 
 
-def test_what_is_named_is_not_left_out(tmp_path: Path) -> None:
+def test_what_is_named_is_not_left_out(tmp_path):
     store = one(tmp_path / "store", None)
     with pytest.raises(UsageError, match="tells of objects"):
         fitting(measures(["all"]), MEASURES.keys() - {"objects"}, CITYSCAPES, store, store)
