@@ -79,18 +79,20 @@ def score_page(
         worst=worst,
         best=best,
         failures=scores.failures[:_FAILURES],
-        facts=list(facts.items()),
+        facts=[*facts.items(), *_left_out(told)],
         **sections,
     )
+
+
+def _left_out(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the measures that were not taken, and why: no alarm, nobody asked for them by name."""
+    return [(f"not measured: {n}", why) for n, why in (figures.get("left_out") or {}).items()]
 
 
 def _noted(figures: Mapping[str, Any]) -> list[str]:
     """Return what the measures say of themselves."""
     note = (figures.get("intervals") or {}).get("note")
-    left_out = [
-        f"Not measured: {name}. {why}" for name, why in (figures.get("left_out") or {}).items()
-    ]
-    return [*([str(note)] if note else []), *left_out]
+    return [str(note)] if note else []
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,7 +91,7 @@ def test_all_measures_are_those_that_apply(sides, tmp_path, capsys):
     page = (out / "index.html").read_text()
     for name in summary["left_out"]:
         assert f"leaves out {name}: " in said
-        assert f"Not measured: {name}." in page
+        assert f"not measured: {name}" in page
     assert {"boundary_iou", "boundary_f1"} <= set(pq.read_schema(out / "per_image.parquet").names)
     # What is asked for by its name, or by a gate, is needed.
     _, err = call(capsys, "evaluate", *asked, "--measure", "all", "--measure", "objects", code=2)
