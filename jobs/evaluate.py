@@ -10,6 +10,7 @@ Two busy cores: about 800 pairs of 480x360 a second, 95 of 2048x1024.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from pipeline.label_space import LabelSpace
+    from pipeline.metrics.measure import Measure
     from pipeline.runner import Runner
     from pipeline.scoring import Scores
     from pipeline.store import Store
@@ -88,7 +91,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             help="Scores that cost more than counting: boundary, calibration, cityscapes, objects, "
-            "panoptic, or all."
+            "panoptic, or all that apply."
         ),
     ] = None,
     slice_by: Annotated[
@@ -151,6 +154,8 @@ def evaluate(
         if not as_json:
             print_table(scores)
         tell_what_lacks(scores, baseline=stores.baseline is not None)
+        for name, why in scores.left_out.items():
+            note(f"--measure all leaves out {name}: {why}")
         if not scores.done:
             if scores.failed <= tolerated(max_errors, scores.inputs):
                 raise SegmillError(why_nothing(scores))
@@ -184,12 +189,18 @@ def _score(
     from pipeline.metrics.block import image_schema
     from pipeline.scoring import score
 
-    schema = image_schema([c for m in asked.measures for c in m.image_columns])
     with (
         Progress("evaluate", stores.truth.count()) as progress,
         sink.stream("per_image.parquet") as file,
-        pq.ParquetWriter(file, schema, compression="zstd") as writer,
+        ExitStack() as opened,
     ):
+        writer: pq.ParquetWriter
+
+        def begin(space: LabelSpace, measures: Sequence[Measure]) -> None:
+            nonlocal writer
+            asked.check_classes(space)
+            schema = image_schema([c for m in measures for c in m.image_columns])
+            writer = opened.enter_context(pq.ParquetWriter(file, schema, compression="zstd"))
 
         def keep(batch: pa.RecordBatch) -> None:
             writer.write_batch(batch)
@@ -205,8 +216,9 @@ def _score(
             baseline=stores.baseline,
             baseline_where=filters[2],
             agreement=stores.agreement,
-            on_space=asked.check_classes,
+            on_space=begin,
             measures=asked.measures,
+            optional=asked.optional,
             tally_measures=asked.tallies,
             extremes=extremes,
             on_images=keep,

@@ -71,6 +71,8 @@ class Asked:
     measures: tuple[Measure, ...]
     tallies: tuple[TallyMeasure, ...]
     gates: tuple[Gate, ...]
+    optional: frozenset[str] = frozenset()
+    """Measures that nobody named, only `all`: left out where they do not apply."""
 
     @classmethod
     def of(
@@ -102,10 +104,12 @@ class Asked:
             if section in wanted and not there:
                 option = section.removesuffix("s")
                 raise UsageError(f"--fail-if asks for {section}, but --{option} is not given")
+        named = {*names, *(wanted & MEASURES.keys())}
         return cls(
-            measures({*names, *(wanted & MEASURES.keys())}),
+            measures(named),
             () if stores.agreement else _tallies(slices, stores, by),
             gates,
+            frozenset(MEASURES.keys() - named if "all" in named else ()),
         )
 
     def check_classes(self, space: LabelSpace) -> None:

@@ -21,8 +21,8 @@ from pipeline.metrics.agreement import Agreement
 from pipeline.metrics.confused import Confused
 from pipeline.metrics.confusion import UNDEFINED, ConfusionMatrix, Index, Tally, class_index
 from pipeline.metrics.dice_kappa import dice, further_figures
+from pipeline.metrics.fitting import fitting
 from pipeline.metrics.gather import Gather, ImageScore
-from pipeline.metrics.objects_held import check_confidence, check_objects
 from pipeline.metrics.pair_scores import PairChunk, ScorePlan, pair_chunks
 from pipeline.metrics.pairing import pair_rows
 from pipeline.metrics.shares import by_name, known
@@ -31,7 +31,7 @@ from pipeline.record import ClassPixels
 from pipeline.tables.rows import list_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -93,6 +93,8 @@ class Scores:
     """The first thousand of those; they are scored against truth all the same."""
     measured: Mapping[str, Any] = field(default_factory=dict)
     """The figures of the measures that were asked for, by name."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Why optional measures could not be taken, by name."""
     confused: Confused = field(default_factory=Confused)
     """Of each pair of classes the images in which the one was most often taken for the other."""
     agreement: bool = False
@@ -142,6 +144,7 @@ class Scores:
             },
             "classes": by_name(self.class_names, **columns),
             **self.measured,
+            **({"left_out": dict(self.left_out)} if self.left_out else {}),
         }
 
 
@@ -157,9 +160,10 @@ def score(
     baseline_where: pc.Expression | str | None = None,
     agreement: bool = False,
     measures: Sequence[Measure] = (),
+    optional: Collection[str] = (),
     tally_measures: Sequence[TallyMeasure] = (),
     extremes: int = 12,
-    on_space: Callable[[LabelSpace], None] | None = None,
+    on_space: Callable[[LabelSpace, Sequence[Measure]], None] | None = None,
     on_images: Callable[[pa.RecordBatch], None] | None = None,
 ) -> Scores:
     """Score the predictions of one store against the truth of another.
@@ -172,8 +176,10 @@ def score(
     follow from the images' tallies. Among those, paired ones compare the prediction with that of
     `baseline`, over the images that it has labels for. With `agreement`, truth is no truth but an
     earlier label set; its agreement with the prediction and what changed are counted instead.
+    Measures named in `optional` are left out where they do not apply; `Scores.left_out` says why.
 
-    `on_space` gets the label space that is scored before the work begins; `on_images` the images'
+    `on_space` gets the label space that is scored and the measures that are taken before the work
+    begins; `on_images` the images'
     rows (`image_schema` with the measures' columns) in the order of truth, a batch at a time. Bad
     pairs are data: counted, and described in `failures`; a pair is counted by all measures or by
     none.
@@ -189,10 +195,9 @@ def score(
     space = _target(label_space, *spaces)
     if not space.train_ids:
         raise UsageError(f"label space {space.name!r} has no class to score; all of it is void")
-    check_objects(measures, space, truth, pred)
-    check_confidence(measures, pred)
+    measures, left_out = fitting(measures, optional, space, truth, pred)
     if on_space is not None:
-        on_space(space)
+        on_space(space, measures)
     tally_measures = (*tally_measures, *((Agreement(),) if agreement else ()))
     asked = (*(m.truth_columns for m in measures), *(m.columns for m in tally_measures))
     plan = ScorePlan(
@@ -204,7 +209,7 @@ def score(
             _columns(m.predicted_columns for m in measures),
         ),
         space,
-        measures=tuple(measures),
+        measures=measures,
         tally_measures=tuple(tally_measures),
     )
     if baseline is not None:
@@ -216,7 +221,8 @@ def score(
     size = chunk_size(pairing.pairs, *(s.store for s in plan.sides))
     for outcome in runner.map(plan, pair_chunks(pairing, size), split=PairChunk.halves):
         gather.take(outcome)
-    return _scores(gather, pairing, space, spaces, agreement)
+    found = _scores(gather, pairing, space, spaces, agreement)
+    return replace(found, left_out=left_out)
 
 
 def _columns(asked: Iterable[Sequence[str]]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from pipeline.label_space import LabelSpace
     from pipeline.metrics.measure import Measure
@@ -23,12 +23,17 @@ predictions hold none."""
 
 
 def check_objects(
-    measures: Iterable[Measure], space: LabelSpace, truth: Store, prediction: Store
+    measures: Iterable[Measure],
+    space: LabelSpace,
+    truth: Store,
+    prediction: Store,
+    known: Callable[[str], bool] | None = None,
 ) -> None:
     """Make sure that a store of which objects are asked holds any row that tells of objects.
 
     An empty list of objects is an answer; null is none. It stops at the first row that has one.
-    Panoptic quality needs none where every scored class is stuff.
+    Panoptic quality needs none where every scored class is stuff. `known` answers for a side
+    instead of its store, for who asks several times.
 
     Raises:
         UsageError: a store has none; the message names the measures.
@@ -37,7 +42,7 @@ def check_objects(
     names = [m.name for m in measures if not (stuff and m.name == "panoptic")]
     for side, store in (("truth", truth), ("prediction", prediction)):
         asking = [name for name in names if side in NEEDED.get(name, ())]
-        if asking and not holds_objects(store):
+        if asking and not (known(side) if known else holds_objects(store)):
             raise UsageError(
                 f"{store.url}: no row of the {side} tells of objects (column `instances`), which "
                 f"--measure {', '.join(asking)} needs; label with a model that finds objects, or "
@@ -55,8 +60,7 @@ def check_confidence(measures: Iterable[Measure], prediction: Store) -> None:
     """
     if not any("confidence" in m.predicted_columns for m in measures):
         return
-    cells = prediction.scan(["confidence.bytes"], batch_rows=16)
-    if not any(batch.column(0).null_count < batch.num_rows for batch in cells):
+    if not holds(prediction, "confidence.bytes", 16):
         raise UsageError(
             f"{prediction.url}: no prediction has a confidence map, which --measure calibration "
             "needs; label with --confidence, or leave the measure out"
@@ -65,5 +69,10 @@ def check_confidence(measures: Iterable[Measure], prediction: Store) -> None:
 
 def holds_objects(store: Store) -> bool:
     """Tell whether any row of a store tells of its image's objects."""
-    batches = store.scan(["instances.category"], batch_rows=4096)
+    return holds(store, "instances.category")
+
+
+def holds(store: Store, column: str, batch_rows: int = 4096) -> bool:
+    """Tell whether any row of a store has a value in the column; stops at the first."""
+    batches = store.scan([column], batch_rows=batch_rows)
     return any(batch.column(0).null_count < batch.num_rows for batch in batches)

@@ -79,9 +79,14 @@ def score_page(
         worst=worst,
         best=best,
         failures=scores.failures[:_FAILURES],
-        facts=list(facts.items()),
+        facts=[*facts.items(), *_left_out(told)],
         **sections,
     )
+
+
+def _left_out(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the measures that were not taken, and why: no alarm, nobody asked for them by name."""
+    return [(f"not measured: {n}", why) for n, why in (figures.get("left_out") or {}).items()]
 
 
 def _noted(figures: Mapping[str, Any]) -> list[str]:
@@ -122,6 +127,7 @@ def _class_rows(scores: Scores, shown: _Shown, figures: Mapping[str, Any]) -> li
         | {
             "interval": (intervals.get(shown.names[k]) or {}).get("iou"),
             "difference": (compared.get(shown.names[k]) or {}).get("difference"),
+            "sure": score_sections.sure((compared.get(shown.names[k]) or {}).get("interval")),
             "taken_for": _taken_for(scores.matrix.counts, k, shown),
         }
         for k, row in enumerate(columns)

@@ -202,11 +202,21 @@ def _differences(found: Mapping[str, Any]) -> list[dict[str, Any]]:
             "baseline": each["baseline"],
             "difference": each["difference"],
             "points": points(each["difference"]),
+            "sure": sure(each["interval"]),
             "interval": span(each["interval"], points),
             "p": _p(each.get("p_adjusted", each.get("p"))),
         }
         for name, each, is_class in rows
     ]
+
+
+def sure(interval: Sequence[float] | None) -> bool:
+    """Tell whether an interval of a difference leaves zero out.
+
+    >>> sure([0.01, 0.02]), sure([-0.01, 0.02]), sure(None)
+    (True, False, False)
+    """
+    return interval is not None and (interval[0] > 0 or interval[1] < 0)
 
 
 def _p(value: float | None) -> str:

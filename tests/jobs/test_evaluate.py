@@ -119,6 +119,28 @@ def test_slips_end_before_the_work(sides, tmp_path, capsys, asked, said):
     assert said in err
 
 
+def test_all_measures_are_those_that_apply(sides, tmp_path, capsys):
+    out = tmp_path / "report"
+    asked = ("--truth", sides["truth"], "--pred", sides["pred"], "--out", out, *LOCAL)
+    summary, said = call(capsys, "evaluate", *asked, "--measure", "all")
+    assert "boundary" in summary
+    assert set(summary["left_out"]) == {"calibration", "cityscapes", "objects", "panoptic"}
+    assert not summary["left_out"].keys() & summary.keys()
+    report = json.loads((out / "report.json").read_bytes())
+    assert report["left_out"] == summary["left_out"]
+    page = (out / "index.html").read_text()
+    for name in summary["left_out"]:
+        assert f"leaves out {name}: " in said
+        assert f"not measured: {name}" in page
+    assert {"boundary_iou", "boundary_f1"} <= set(pq.read_schema(out / "per_image.parquet").names)
+    # What is asked for by its name, or by a gate, is needed.
+    _, err = call(capsys, "evaluate", *asked, "--measure", "all", "--measure", "objects", code=2)
+    assert "tells of objects" in err
+    gate = ("--fail-if", "panoptic.all.pq < 0.1")
+    _, err = call(capsys, "evaluate", *asked, "--measure", "all", *gate, code=2)
+    assert "panoptic" in err
+
+
 def test_nothing_scored_is_no_success(sides, tmp_path, capsys):
     bare = [replace(record(f"i{k:03d}", None), mask=None) for k in range(3)]
     truth = store_of(tmp_path / "bare", bare).url

@@ -139,6 +139,17 @@ def test_a_difference_that_may_be_chance_says_so():
     assert "which may be chance" in Page(html_of(figures)).shown
 
 
+@pytest.mark.parametrize(
+    ("interval", "colours"), [([-0.01, 0.05], False), ([0.01, 0.05], True), (None, False)]
+)
+def test_only_differences_beyond_chance_are_coloured(interval, colours):
+    figures = full_figures()
+    figures["baseline"]["miou"] |= {"difference": 0.0321, "interval": interval}
+    row = re.search(r'<td class="num ([a-z]+)"[^>]*>(?:<b>)?\+3\.2', html_of(figures))
+    assert row is not None
+    assert (row[1] == "better") == colours
+
+
 def test_agreement_calls_neither_side_right():
     html = html_of(agreement_figures(), worst=[example("a")], confused=confused("b"))
     text = Page(html).shown.lower()

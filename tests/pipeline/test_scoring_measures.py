@@ -218,13 +218,13 @@ def test_labels_are_compared_with_labels(tmp_path):
 def test_the_space_is_told_before_the_work(tmp_path):
     told = []
 
-    def stop(space):
-        told.append(space)
+    def stop(space, taken):
+        told.append((space, taken))
         raise UsageError("no such class")
 
     with pytest.raises(UsageError):
         score(*stores(tmp_path, masks_of(1)), runner=ONE, on_space=stop)
-    assert told == [CAMVID]
+    assert told == [(CAMVID, ())]
 
 
 def test_measures_are_known_by_name():
