@@ -256,7 +256,7 @@ def label(
         from pipeline.models.ensemble import uri_of
         from pipeline.models.uri import absolute
         from pipeline.predict.options import LabelOptions, check_model
-        from pipeline.runner import Resources, check_runner, choose, wants_ray
+        from pipeline.runner import Resources, check_runner, choose
         from pipeline.runs.choice import Choice
         from pipeline.segmenter import SegmenterFactory
         from pipeline.store import Store
@@ -284,10 +284,6 @@ def label(
         factory = SegmenterFactory(uri, weights, label_space, options)
         gpus = default_gpus(address) if gpus_per_actor is None else gpus_per_actor
         resources = Resources.parse(actors, gpus=gpus)
-        if wants_ray(runner, resources, address) and not dry_run:
-            from pipeline.ray_runner import start_early
-
-            start_early(address)
         loaded = factory.load()  # workers in this process use it too; those of Ray load their own
         check_model(loaded, options)
         digest, space = label_digest(loaded.digest, options), loaded.label_space
