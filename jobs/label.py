@@ -223,8 +223,8 @@ def label(
     actors: Annotated[
         str | None,
         typer.Option(
-            metavar="[MIN:]MAX",
-            help="Ray actors; default: what fits.",
+            metavar="MIN:MAX|N",
+            help="Ray actors; N is N:N, all from the start. Default: what fits.",
             rich_help_panel=_PLACE,
         ),
     ] = None,
@@ -287,10 +287,10 @@ def label(
         loaded = factory.load()  # workers in this process use it too; those of Ray load their own
         check_model(loaded, options)
         digest, space = label_digest(loaded.digest, options), loaded.label_space
+        job = LabelJob(images, digest, dataset, where, choice, shard_images)
         if dry_run:
             from jobs.label_outlook import tell_outlook
 
-            job = LabelJob(images, digest, dataset, where, choice, shard_images)
             tell_outlook(summary, job, store, factory, resources, price_per_gpu_hour)
             return
         # Where workers are given GPUs, none may fall back to its CPU in silence.
@@ -306,15 +306,10 @@ def label(
         with Progress("label") as progress:
             watch = watching(progress, metrics, summary, max_errors)
             report = label_images(
-                images,
+                job,
                 target,
                 factory,
-                digest,
                 choose_runner=pick,
-                dataset=dataset,
-                where=where,
-                choice=choice,
-                shard_images=shard_images,
                 facts={"gpus_per_worker": resources.gpus},
                 watch=watch if dataset else _telling_strangers(watch, target.count()),
                 on_listed=progress.listed,

@@ -18,8 +18,8 @@ from pipeline.runs.ledger import Ledger
 from pipeline.runs.names import finished_run, latest_runs
 from pipeline.runs.orphans import Orphans
 from pipeline.runs.planning import Planner
-from pipeline.runs.report import working_seconds
 from pipeline.samples import joined, of_batch
+from pipeline.spent import working_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
