@@ -29,7 +29,7 @@ def one(images: str, store: str) -> dict[str, float]:
     import psutil
     import ray
 
-    from pipeline.labelling import label, label_digest
+    from pipeline.labelling import LabelJob, label, label_digest
     from pipeline.models import load_model
     from pipeline.predict.options import LabelOptions
     from pipeline.ray_runner import RayRunner
@@ -56,10 +56,9 @@ def one(images: str, store: str) -> dict[str, float]:
     watcher.start()
     start = time.perf_counter()
     report = label(
-        images,
+        LabelJob(images, digest),
         target,
         SegmenterFactory(MODEL, options=options),
-        digest,
         choose_runner=lambda count: RayRunner(Resources(2, 2)),
     )
     wall = time.perf_counter() - start

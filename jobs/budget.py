@@ -4,29 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from pipeline.runs.report import DRIVER
+from pipeline.spent import DRIVER, STAGES
 
 if TYPE_CHECKING:
     from pipeline.runs.report import RunReport
 
 _LEAST_SHARE: Final = 0.005
 _LEAST_SECONDS: Final = 0.1
-_WORDS: Final = {
-    "forward": "device busy",
-    "wait": "waited for images",
-    "collect": "waited for encoders",
-    "write": "wrote rows",
-    "startup": "started up",
-    "absent": "not there yet",
-    "label": "labelled",
-    "ingest": "read the dataset",
-    "other": "did what no stage names",
-    "load": "loading segmill and the model",
-    "list": "listing",
-    "plan": "planning",
-    "adopt": "looking up what is there",
-    "commit": "committing",
-}
 
 
 def budget(report: RunReport) -> list[str]:
@@ -38,13 +22,13 @@ def budget(report: RunReport) -> list[str]:
         f"{report.workers} worker{'s' * (report.workers != 1)} in {report.wall:,.1f} s"
     ]
     shares = [
-        f"{_WORDS.get(stage, stage)} {share:.0%}"
+        f"{STAGES[stage].words if stage in STAGES else stage} {share:.0%}"
         for stage, share in report.shares().items()
         if share >= _LEAST_SHARE
     ]
     lines.append(f"workers: {', '.join(shares)}; the bottleneck is {report.bottleneck()}")
     own = [
-        f"{_WORDS[stage]} {report.seconds[stage]:,.1f} s"
+        f"{STAGES[stage].words} {report.seconds[stage]:,.1f} s"
         for stage in DRIVER
         if report.seconds.get(stage, 0.0) >= _LEAST_SECONDS
     ]

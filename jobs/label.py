@@ -223,8 +223,8 @@ def label(
     actors: Annotated[
         str | None,
         typer.Option(
-            metavar="[MIN:]MAX",
-            help="Ray actors; default: what fits.",
+            metavar="MIN:MAX|N",
+            help="Ray actors; N is N:N, all from the start. Default: what fits.",
             rich_help_panel=_PLACE,
         ),
     ] = None,
@@ -256,7 +256,7 @@ def label(
         from pipeline.models.ensemble import uri_of
         from pipeline.models.uri import absolute
         from pipeline.predict.options import LabelOptions, check_model
-        from pipeline.runner import Resources, check_runner, choose, wants_ray
+        from pipeline.runner import Resources, check_runner, choose
         from pipeline.runs.choice import Choice
         from pipeline.segmenter import SegmenterFactory
         from pipeline.store import Store
@@ -284,17 +284,13 @@ def label(
         factory = SegmenterFactory(uri, weights, label_space, options)
         gpus = default_gpus(address) if gpus_per_actor is None else gpus_per_actor
         resources = Resources.parse(actors, gpus=gpus)
-        if wants_ray(runner, resources, address) and not dry_run:
-            from pipeline.ray_runner import start_early
-
-            start_early(address)
         loaded = factory.load()  # workers in this process use it too; those of Ray load their own
         check_model(loaded, options)
         digest, space = label_digest(loaded.digest, options), loaded.label_space
+        job = LabelJob(images, digest, dataset, where, choice, shard_images)
         if dry_run:
             from jobs.label_outlook import tell_outlook
 
-            job = LabelJob(images, digest, dataset, where, choice, shard_images)
             tell_outlook(summary, job, store, factory, resources, price_per_gpu_hour)
             return
         # Where workers are given GPUs, none may fall back to its CPU in silence.
@@ -310,15 +306,10 @@ def label(
         with Progress("label") as progress:
             watch = watching(progress, metrics, summary, max_errors)
             report = label_images(
-                images,
+                job,
                 target,
                 factory,
-                digest,
                 choose_runner=pick,
-                dataset=dataset,
-                where=where,
-                choice=choice,
-                shard_images=shard_images,
                 facts={"gpus_per_worker": resources.gpus},
                 watch=watch if dataset else _telling_strangers(watch, target.count()),
                 on_listed=progress.listed,

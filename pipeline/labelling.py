@@ -1,6 +1,6 @@
 """Bulk labelling: the plan from a listing of images, less what is done, to segmenters.
 
-report = label("images/", Store.create("labels", [space]), factory, digest, ...)
+report = label(LabelJob("images/", digest), Store.create("labels", [space]), factory, ...)
 """
 
 from __future__ import annotations
@@ -192,28 +192,22 @@ def foresee_labels(
 
 
 def label(
-    source: str,
+    job: LabelJob,
     store: Store,
     factory: SegmenterFactory,
-    digest: str,
     *,
     choose_runner: Callable[[int], Runner],
-    dataset: str = "",
-    where: str | None = None,
-    choice: Choice | None = None,
-    shard_images: int = SHARD_IMAGES,
     publish: str = "as they come",
     facts: Mapping[str, Any] | None = None,
     on_listed: Callable[[int, int], None] = lambda listed, todo: None,
     watch: Callable[[RunReport], None] = lambda report: None,
     spent: Mapping[str, float] | None = None,
 ) -> RunReport:
-    """Label the images of `source` that the store does not hold under this digest.
+    """Label the images of a job that the store does not hold under its digest.
 
     `facts` go into the run's record, beside the digest; `pipeline.runs.outlook` reads them.
-    `spent` are the seconds that went before, by stage of the driver (`pipeline.runs.report`).
+    `spent` are the seconds that went before, by stage of the driver (`pipeline.spent`).
     """
-    job = LabelJob(source, digest, dataset, where, choice or Choice(), shard_images)
     job.check(store.url)
     run = Run.begin(store, VERB, kind=factory.options.kind, identity=job.identity())
     return execute(
@@ -222,11 +216,11 @@ def label(
         factory,
         run=run,
         choose_runner=choose_runner,
-        shard_rows=shard_images,
+        shard_rows=job.shard_images,
         ramp=True,
         publish=publish,
         on_listed=on_listed,
         watch=watch,
-        facts={"model": factory.uri, "model_digest": digest, **(facts or {})},
+        facts={"model": factory.uri, "model_digest": job.digest, **(facts or {})},
         spent=spent,
     )

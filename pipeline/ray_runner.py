@@ -7,15 +7,10 @@ device is lost is as good as dead. One that loses it at once is not replaced whi
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
-import signal
-import sys
-import threading
+import socket
 from collections import deque
-from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
@@ -38,6 +33,7 @@ _START_DEATHS_TOLERATED: Final = 3
 _IN_FLIGHT: Final = 2
 _SILENT_SECONDS: Final = 15.0
 _LAST_WORDS_SECONDS: Final = 15.0
+_CONNECT_SECONDS: Final = 20.0
 
 _CPU_ONLY: Final = {
     # Ray hides no GPU from an actor that asked for none: all of them would crowd onto the first.
@@ -92,57 +88,15 @@ class RayRunner:
         return self
 
 
-_EARLY: list[Future[bool]] = []
-"""The start of Ray that runs beside other work, or did."""
-
-
-def start_early(address: str | None = None) -> None:
-    """Begin to start Ray in a thread: it takes seconds, in which a model can be loaded.
-
-    Who starts Ray next gets this session, or the error that kept it from starting.
-    """
-    if _EARLY:
-        return
-    coming: Future[bool] = Future()
-    _EARLY.append(coming)
-
-    def start() -> None:
-        try:
-            coming.set_result(_start(address))
-        except BaseException as error:
-            coming.set_exception(error)
-        # Ray's processes die with the thread that began them (PR_SET_PDEATHSIG).
-        threading.Event().wait()
-
-    threading.Thread(target=start, name="segmill-ray", daemon=True).start()
-    atexit.register(_end_early, coming)
-
-
-def _end_early(coming: Future[bool]) -> None:
-    """Let Ray start before the process ends, which it does not survive else, and end it."""
-    with suppress(BaseException):
-        if coming.result():
-            import ray
-
-            ray.shutdown()
-
-
 def start_ray(address: str | None = None) -> bool:
     """Connect to Ray, or start it on this machine; return whether this call began the session.
+
+    In the main thread: Ray's processes die with the thread that began them (PR_SET_PDEATHSIG), and
+    only there does Ray end them when the driver is told to stop.
 
     Raises:
         UsageError: no cluster answers at the address.
     """
-    if not _EARLY:
-        return _start(address)
-    began = _EARLY.pop().result()
-    if began and threading.current_thread() is threading.main_thread():
-        # As Ray does in the main thread: so its processes end with a driver that is told to stop.
-        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
-    return began
-
-
-def _start(address: str | None) -> bool:
     import ray
 
     if ray.is_initialized():
@@ -150,6 +104,7 @@ def _start(address: str | None) -> bool:
     target = address or os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if target:
+        _check_reachable(target)
         try:
             ray.init(address=target, **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -165,6 +120,17 @@ def _start(address: str | None) -> bool:
     # "local": without it Ray joins whatever cluster runs on this machine, and refuses num_cpus.
     ray.init(address="local", num_cpus=cores(), include_dashboard=False, **options)
     return True
+
+
+def _check_reachable(address: str) -> None:
+    """Raise UsageError when nothing listens at HOST:PORT, where Ray would wait for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():  # "auto", "local"
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"no Ray cluster answers at {address!r}: {error}") from None
 
 
 def ray_meter(metric: Metric) -> Meter:

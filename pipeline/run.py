@@ -28,6 +28,7 @@ from pipeline.record import Record, Sample, to_table
 from pipeline.runs.attempts import new_attempt
 from pipeline.runs.failures import Failure
 from pipeline.runs.keys import row_keys
+from pipeline.runs.names import RUNS, check_log, latest_runs
 from pipeline.runs.report import Shift
 from pipeline.spent import OWN, Spent
 from pipeline.tables.fragment import Fragment, write_fragment
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from pipeline.store import Store
     from pipeline.trees.sinks import Sink
 
-RUNS: Final = "_segmill/runs"
 FRAGMENT_BYTES: Final = 64 << 20
 """Most that a fragment's rows take, but for a single row; a worker holds that a few times over."""
 MOST_ROW_BYTES: Final = 1 << 30
@@ -77,7 +77,12 @@ class Run:
 
     @classmethod
     def begin(cls, store: Store, verb: str, *, kind: str, identity: Sequence[str]) -> Run:
-        """Take up the unfinished run of this command, or begin a new one."""
+        """Take up the unfinished run of this command, or begin a new one.
+
+        Raises:
+            StoreError: the end of the store's log is lost.
+        """
+        check_log(store)
         unfinished = cls.unfinished(store, verb, kind=kind, identity=identity)
         if unfinished is not None:
             return unfinished
@@ -94,14 +99,13 @@ class Run:
     ) -> Run | None:
         """Return the run of this command that began and did not finish, if there is one."""
         key, tree = _key(verb, identity), store.tree()
-        found = [
-            name
-            for name in (tree.names(RUNS) if tree.isdir(RUNS) else [])
-            if f"-{key}-" in name
-            and tree.exists(f"{RUNS}/{name}/run.json")
-            and not tree.exists(f"{RUNS}/{name}/finished.json")
-        ]
-        for name in sorted(found, reverse=True):
+        for name in latest_runs(tree):
+            if (
+                f"-{key}-" not in name
+                or not tree.exists(f"{RUNS}/{name}/run.json")
+                or tree.exists(f"{RUNS}/{name}/finished.json")
+            ):
+                continue
             try:
                 held = json.loads(tree.read(f"{RUNS}/{name}/run.json"))
                 at = datetime.fromisoformat(held["at"])

@@ -280,16 +280,6 @@ def check_runner(mode: str) -> None:
         raise UsageError(f"--runner takes auto, local or ray, not {mode!r}")
 
 
-def wants_ray(
-    mode: str, resources: Resources, address: str | None, *, seconds: float = 0.0
-) -> bool:
-    """Tell whether about `seconds` of work on each core go to Ray; `auto`: where it pays."""
-    if mode == "auto":
-        cluster = address or os.environ.get("RAY_ADDRESS")
-        return bool(cluster) or resources.gpus > 0 or seconds > _WORTH_RAY_SECONDS
-    return mode == "ray"
-
-
 def choose(
     mode: str,
     *,
@@ -309,7 +299,9 @@ def choose(
     """
     check_runner(mode)
     count, resources = workers or cores(), resources or Resources()
-    if not wants_ray(mode, resources, address, seconds=seconds / count):
+    cluster = address or os.environ.get("RAY_ADDRESS")
+    wants_ray = bool(cluster) or resources.gpus > 0 or seconds / count > _WORTH_RAY_SECONDS
+    if mode == "local" or (mode == "auto" and not wants_ray):
         # One worker keeps a GPU busy; a second would only share its memory.
         return LocalRunner(1 if resources.gpus else count)
     if resources.max_actors is None and workers:

@@ -13,11 +13,12 @@ import pyarrow.compute as pc
 
 from pipeline.errors import InputError, StoreError, TooManyErrors
 from pipeline.release import release
-from pipeline.run import RUNS, Run, Shard, ShardWriter, Shelved
+from pipeline.run import Run, Shard, ShardWriter, Shelved
 from pipeline.runs.failures import Failure
 from pipeline.runs.keys import as_bytes, row_keys
 from pipeline.runs.ledger import Ledger
 from pipeline.runs.metrics import RunMetrics
+from pipeline.runs.names import RUNS
 from pipeline.runs.orphans import Orphans
 from pipeline.runs.plan import Plan
 from pipeline.runs.planning import Planner

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.errors import StoreError, UsageError
-from pipeline.run import RUNS
+from pipeline.runs.names import RUNS, latest_runs
 from pipeline.tables.tags import is_number
 
 if TYPE_CHECKING:
@@ -29,14 +29,12 @@ def run_summary(store: Store, name: str) -> dict[str, Any]:
     if is_number(name):
         made = (c.note.get("run", name) for c in store.history() if c.version == int(name))
         name = next(made, name)
-    names = sorted(tree.names(RUNS)) if tree.isdir(RUNS) else []
+    names = latest_runs(tree)
     found = [name] if name in names else [run for run in names if run.startswith(name)]
     if len(found) != 1:
-        latest = sorted(names, key=lambda run: run.rsplit("-", 2)[-2:], reverse=True)[:_TOLD]
+        latest = ", ".join(names[:_TOLD]) or "none"
         what = "several runs are" if found else "no run is"
-        raise UsageError(
-            f"{store.url}: {what} called {name!r}; the latest runs: {', '.join(latest) or 'none'}"
-        )
+        raise UsageError(f"{store.url}: {what} called {name!r}; the latest runs: {latest}")
     (run,) = found
     begun = _read(store, f"{RUNS}/{run}/run.json")
     finished = f"{RUNS}/{run}/finished.json"

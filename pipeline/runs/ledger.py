@@ -16,8 +16,8 @@ import pyarrow as pa
 
 from pipeline.errors import StoreError
 from pipeline.runs.index import Index, KeyPile, joined
-from pipeline.runs.keys import as_bytes, as_numbers, batch_keys, keys_of, row_key, row_keys
-from pipeline.samples import one_ahead, to_batch
+from pipeline.runs.keys import as_numbers, keys_of, row_key, row_keys
+from pipeline.samples import one_ahead
 from pipeline.tables.fragment import Fragment, write_fragment
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pipeline.record import Sample
     from pipeline.runs.keys import Keys
     from pipeline.store import Store
 
@@ -103,20 +102,6 @@ class Ledger:
                 found = np.where(same, State.DONE, State.CHANGED).astype(np.uint8)
                 states[asked] = np.maximum(states[asked], found)
         return states
-
-    def missing(self, samples: Sequence[Sample]) -> list[bool]:
-        """Tell of each sample whether the snapshot lacks its label."""
-        states = self.states(batch_keys(to_batch(samples)))
-        return [bool(missing) for missing in states != State.DONE]
-
-    def rows(self) -> list[tuple[bytes, str]]:
-        """Return each row's key and fragment, sorted: for tests, it takes a hundred bytes a row."""
-        found: list[tuple[bytes, str]] = []
-        for part in self._parts:
-            at = np.flatnonzero(self._alive[part.home])
-            keys = as_bytes(part.high[at], part.low[at])
-            found += zip(keys, (self.paths[int(n)] for n in part.home[at]), strict=True)
-        return sorted(found)
 
     def displaced(
         self, store: Store, keys: Collection[bytes], coming: Sequence[Fragment]

@@ -6,7 +6,6 @@ images are labelled in this process and thrown away.
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -14,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pyarrow as pa
 
-from pipeline.run import RUNS
 from pipeline.runs.keys import spread
 from pipeline.runs.ledger import Ledger
+from pipeline.runs.names import finished_run, latest_runs
 from pipeline.runs.orphans import Orphans
 from pipeline.runs.planning import Planner
-from pipeline.runs.report import working_seconds
 from pipeline.samples import joined, of_batch
+from pipeline.spent import working_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -141,14 +140,10 @@ def past_rate(tree: Tree, verb: str, digest: str, gpus: float) -> Rate | None:
 
     Only runs whose workers had as much of a GPU count.
     """
-    names = tree.names(RUNS) if tree.isdir(RUNS) else []
-    latest = sorted(
-        (n for n in names if n.startswith(f"{verb}-")), key=lambda n: n.split("-")[2:], reverse=True
-    )
     images, seconds, told = 0, 0.0, []
-    for name in latest[:_RUNS_ASKED]:
-        path = f"{RUNS}/{name}/finished.json"
-        held = _finished(tree, path)
+    ours = [name for name in latest_runs(tree) if name.startswith(f"{verb}-")]
+    for name in ours[:_RUNS_ASKED]:
+        held = finished_run(tree, name)
         spent = working_seconds(held.get("stages", {}))
         fits = held.get("model_digest") == digest and held.get("gpus_per_worker", 0.0) == gpus
         if fits and spent:
@@ -160,15 +155,6 @@ def past_rate(tree: Tree, verb: str, digest: str, gpus: float) -> Rate | None:
     if images < _LEAST_DONE:
         return None
     return Rate(round(images / seconds, 4), "history", images, tuple(told))
-
-
-def _finished(tree: Tree, path: str) -> dict[str, Any]:
-    """Return the summary of a finished run; {} where there is none, or a damaged one."""
-    try:
-        held = json.loads(tree.read(path)) if tree.exists(path) else {}
-    except ValueError:
-        return {}
-    return held if isinstance(held, dict) else {}
 
 
 def trial_rate(make_labeller: Callable[[], Labeller], samples: tuple[Sample, ...]) -> Rate | None:

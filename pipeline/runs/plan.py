@@ -14,8 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import StoreError
-from pipeline.run import RUNS, Run, Shard
+from pipeline.run import Run, Shard
 from pipeline.runs.attempts import began, is_dead, may_have_crashed
+from pipeline.runs.names import RUNS
 from pipeline.samples import joined, of_batch
 
 if TYPE_CHECKING:

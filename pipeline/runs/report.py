@@ -15,36 +15,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.errors import SumMismatch
 from pipeline.runner import Crew
-from pipeline.spent import BESIDE
+from pipeline.spent import ABSENT, BESIDE, DRIVER, REST, STAGES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from pipeline.run import Shelved
 
-DRIVER: Final = ("load", "list", "plan", "adopt", "commit")
-"""Stages of the driver's own time."""
-REST: Final = "other"
-"""A worker's time at a shard that none of its stages has claimed."""
-ABSENT: Final = "absent"
-"""The time in which a worker was not there: it was called and had not begun, or it was gone."""
 _WORKERS_TOLD: Final = 64
-_CAUSES: Final = {
-    "forward": "the model",
-    "label": "labelling",
-    "ingest": "reading the dataset",
-    "collect": "encoding the label maps",
-    "write": "writing the rows",
-    "startup": "starting the workers: the run is short",
-    ABSENT: "getting the workers: the run is short, or the cluster had no room for them",
-    "idle": "the driver: workers wait for shards (few shards, a slow listing or slow commits)",
-}
-
-
-def working_seconds(stages: Mapping[str, float]) -> float:
-    """Return the seconds that workers spent on their shards: no start, no waiting for shards."""
-    out = {*DRIVER, *BESIDE, ABSENT, "idle", "startup"}
-    return sum(spent for stage, spent in stages.items() if stage not in out)
 
 
 class Shift:
@@ -206,9 +184,9 @@ class RunReport:
         """Return what took most of the workers' time; None when none worked."""
         first = next(iter(self.shares()), None)
         if first == "wait":
-            slower = max(("read", "decode"), key=lambda stage: self.seconds.get(stage, 0.0))
-            return {"read": "reading the images", "decode": "decoding the images"}[slower]
-        return None if first is None else _CAUSES.get(first, first)
+            first = max(("read", "decode"), key=lambda stage: self.seconds.get(stage, 0.0))
+        known = STAGES.get(first or "")
+        return known.cause if known and known.cause else first
 
     def to_dict(self) -> dict[str, Any]:
         """Return the run's summary as plain data, as stores keep it."""

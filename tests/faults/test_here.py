@@ -161,3 +161,20 @@ def test_an_image_that_kills_the_process_costs_one_start(stage, store, undisturb
     assert rows(store) == [r for r in undisturbed if r.image_id != POISON]
     (failure,) = failures(store)
     assert (failure["image_id"], failure["error"]) == (POISON, "PoisonInput")
+
+
+def test_upkeep_beside_a_job_costs_no_row(stage, store, undisturbed):
+    """Compaction joins files that the job has committed; vacuum meets those it has not."""
+    from pipeline.tables.upkeep import compact
+
+    stage.steer()
+    assert stage.label(store, *LOCAL, "--limit", "20").sum()["done"] == 20
+    stage.steer(hold="")
+    job = stage.label(store, *LOCAL)
+    wait_for(lambda: stage.at_work(1), job)
+    compact(Store.open(store))
+    Store.open(store).vacuum(delete=True)
+    stage.steer()
+    report = job.sum()
+    assert (report["done"], report["skipped"], report["failed"]) == (IMAGES - 20, 20, 0)
+    assert rows(store) == undisturbed

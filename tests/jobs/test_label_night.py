@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
 import time
 
 import pytest
@@ -154,3 +155,21 @@ def test_too_many_errors_end_the_job_and_keep_what_is_done(scenes, tmp_path, cap
     whole, _ = call(capsys, "label", images, tmp_path / "s", *how, "--max-errors", "12")
     assert (whole["done"] + whole["skipped"], whole["failed"]) == (6, 12)
     assert all(0 <= w["device_busy"] <= 1 for w in whole["by_worker"])
+
+
+def test_a_cluster_that_is_not_there_is_told_at_once(scenes, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # the suite has a session
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{free.getsockname()[1]}"  # bound, and nobody listens
+        where = ("--runner", "ray", "--gpus-per-actor", 0, "--address", place)
+        _, said = call(capsys, "label", scenes, tmp_path / "s", *MODEL[:2], *where, code=2)
+    assert f"no Ray cluster answers at '{place}'" in said
+
+
+def test_ray_is_not_started_where_nothing_is_to_do(scenes, tmp_path, capsys, monkeypatch):
+    command = ("label", scenes, tmp_path / "s", *MODEL[:2], "--runner")
+    assert call(capsys, *command, "local")[0]["done"] == 6
+    monkeypatch.setattr("pipeline.ray_runner.start_ray", lambda *_: pytest.fail("Ray was started"))
+    report, _ = call(capsys, *command, "ray")
+    assert (report["inputs"], report["skipped"]) == (6, 6)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from pipeline.run import Run, Shard
 from pipeline.runner import LocalRunner
 from pipeline.runs.attempts import is_dead, may_have_crashed, new_attempt
 from pipeline.runs.history import run_summary
+from pipeline.runs.names import RUNS, latest_runs
 from pipeline.runs.outlook import past_rate
 from pipeline.runs.plan import Plan
 from pipeline.samples import to_batch
@@ -242,3 +244,44 @@ def test_a_damaged_log_and_a_place_that_takes_nothing_are_told_in_a_line(store, 
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot be written"):
         Store.create(tmp_path / "file" / "below", [SPACE])
+
+
+@pytest.mark.parametrize("how", ["gone", "empty"])
+def test_a_log_that_lost_its_end_is_no_reason_to_label_anew(store, how):
+    """Delta itself takes the commits for none."""
+    _, after = run_job(store, map(sample, NAMES))
+    last = Path(store.url) / "_delta_log" / f"{after.version:020d}.json"
+    held = last.read_bytes()
+    last.unlink() if how == "gone" else last.write_bytes(b"")
+    assert store.latest().count() < after.count()
+    with pytest.raises(StoreError, match=f"{last.name} is empty|ends at {after.version - 1}: "):
+        run_job(store.latest(), map(sample, NAMES))
+    last.write_bytes(held)
+    report, _ = run_job(store.latest(), map(sample, NAMES))
+    assert report.skipped == report.inputs == 10
+    # What the message says to do where there is no copy.
+    last.unlink()
+    (Path(store.url) / RUNS).rename(Path(store.url) / "_runs-before")
+    report, again = run_job(store.latest(), map(sample, NAMES))
+    assert (report.done, again.count()) == (10, 10)
+
+
+def test_a_snapshot_that_another_run_left_behind_is_no_lost_log(store):
+    run_job(store, map(sample, NAMES[:5]))
+    report, after = run_job(store, map(sample, NAMES))
+    assert (report.inputs, after.count()) == (10, 10)
+
+
+def test_the_latest_run_is_the_one_that_began_last():
+    class Names:
+        def isdir(self, _):
+            return True
+
+        def names(self, _):
+            return [
+                "label-ffff-20260101T000000-9",
+                "ingest-aaaa-20260102T000000-2",
+                "label-0000-20260102T000000-10",
+            ]
+
+    assert [name.split("-")[1] for name in latest_runs(Names())] == ["0000", "aaaa", "ffff"]
