@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = list(sys.argv[1:] if argv is None else argv)
     verb = args[0] if args else "--help"
     if verb in {"--help", "-h", "help"}:
-        print(_USAGE.format(verbs="\n".join(f"  {v:10} {text}" for v, text in VERBS.items())))
+        print(_USAGE.format(verbs="\n".join(f"  {v:12} {text}" for v, text in VERBS.items())))
         return
     if verb == "--version":
         print(release())
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(2)
     if verb in _NO_ALGEBRA:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    import_module(f"jobs.{verb}").APP(args[1:], prog_name=f"segmill {verb}")
+    import_module(f"jobs.{verb.replace('-', '_')}").APP(args[1:], prog_name=f"segmill {verb}")
 
 
 def run() -> None:

@@ -23,6 +23,7 @@ from jobs.console import (
     MaxErrorsOption,
     RunnerOption,
     Summary,
+    ViewOption,
     WorkersOption,
     command,
     note,
@@ -110,6 +111,7 @@ def evaluate(
         list[str] | None,
         typer.Option(help="Exit with code 4 if this holds, as 'miou < baseline - 0.005'."),
     ] = None,
+    view: ViewOption = None,
     images: Annotated[
         int, typer.Option(min=0, max=200, help="Worst and best images to show, of each.")
     ] = 12,
@@ -127,7 +129,7 @@ def evaluate(
         from pipeline.runner import choose
 
         stores = Stores.open(
-            (truth, truth_version), (pred, pred_version), (baseline, baseline_version)
+            (truth, truth_version), (pred, pred_version), (baseline, baseline_version), view
         )
         asked = Asked.of(measure or (), slice_by or (), fail_if or (), stores, bootstrap_by)
         chosen = choose(
@@ -147,7 +149,7 @@ def evaluate(
             "baseline-version": baseline_version, "label-space": label_space, "split": split,
             "where": where, "pred-where": pred_where, "baseline-where": baseline_where,
             "measure": measure, "slice": slice_by, "bootstrap-by": bootstrap_by, "fail-if": fail_if,
-            "out": out,
+            "view": view, "out": out,
         }  # fmt: skip
         _write(sink, scores, stores, made_by(scores, stores.named(), arguments))
         _book(summary, scores, sink, stores.pred)

@@ -32,13 +32,16 @@ class Stores:
         truth: tuple[str | None, str | None],
         pred: tuple[str | None, str | None],
         baseline: tuple[str | None, str | None],
+        view: str | None = None,
     ) -> Stores:
-        """Open the stores of (URL, version).
+        """Open the stores of (URL, version), the predictions as a view shows them.
 
         Raises:
             UsageError: there is neither truth nor a baseline, or a version of what is not named.
         """
         from pipeline.errors import UsageError
+        from pipeline.pseudo.view import View
+        from pipeline.pseudo.viewed_store import open_viewed
         from pipeline.store import Store
 
         def opened(url: str | None, version: str | None) -> Store | None:
@@ -47,8 +50,9 @@ class Stores:
         for name, (url, version) in (("truth", truth), ("baseline", baseline)):
             if url is None and version is not None:
                 raise UsageError(f"--{name}-version is of --{name}, which is not given")
-        right, earlier, scored = opened(*truth), opened(*baseline), opened(*pred)
-        assert scored is not None
+        right, earlier = opened(*truth), opened(*baseline)
+        assert pred[0] is not None
+        scored = open_viewed(*pred, View.parse(view) if view else None)
         if right is not None:
             return cls(right, scored, earlier, False)
         if earlier is None:

@@ -19,6 +19,7 @@ from pipeline.errors import ModelError, StoreError
 from pipeline.files import open_sink
 from pipeline.models.directory import amend_training, read_description, save_model
 from pipeline.models.weights import digest
+from pipeline.pseudo.viewed_store import ViewedStore
 from pipeline.report.training_page import PAGE, training_page
 from pipeline.training import checkpoint
 from pipeline.training.batches import Epoch, train_batches
@@ -62,9 +63,11 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """Return what must agree for a killed run to go on."""
         recipe = self.recipe.plain()
+        view = self.store.view.identity() if isinstance(self.store, ViewedStore) else None
         return {
             "recipe": {k: v for k, v in recipe.items() if k not in _NO_MATTER},
             "store version": self.store.version,
+            **({"view": view} if view else {}),
             "split": self.split,
             "val split": self.val_split,
         }
