@@ -52,7 +52,7 @@ class Stores:
                 raise UsageError(f"--{name}-version is of --{name}, which is not given")
         right, earlier = opened(*truth), opened(*baseline)
         assert pred[0] is not None
-        scored = open_viewed(*pred, View.parse(view) if view else None)
+        scored = open_viewed(pred[0], pred[1], View.parse(view) if view else None)
         if right is not None:
             return cls(right, scored, earlier, False)
         if earlier is None:

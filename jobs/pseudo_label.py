@@ -164,18 +164,16 @@ class _Work:
 
     def label(self, source: str, store: Store, where: str | None, verb: str) -> Store:
         """Label what the store does not hold yet; return the snapshot."""
-        from pipeline.labelling import label
+        from pipeline.labelling import LabelJob, label
 
         with Progress(verb) as progress:
             held_out = verb != "pseudo-label"
             watch = watching(progress, None if held_out else self._metrics, self._summary)
             report = label(
-                source,
+                LabelJob(source, self._digest, where=where),
                 store,
                 self._factory,
-                self._digest,
                 choose_runner=self._choose,
-                where=where,
                 watch=watch,
                 on_listed=progress.listed,
             )

@@ -20,7 +20,7 @@ import numpy as np
 
 from pipeline.errors import UsageError
 from pipeline.metrics import sums
-from pipeline.metrics.scores import by_name, known, ratio
+from pipeline.metrics.shares import by_name, known, ratio
 from pipeline.metrics.tally_measure import INTERSECTION, PREDICTED
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 
 import numpy as np
 
-from pipeline.metrics.scores import ratio
+from pipeline.metrics.shares import ratio
 from pipeline.pseudo.held_out import MIXED, PIXELS_SQUARED, RIGHT_SQUARED, at_or_above
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ import numpy as np
 
 from pipeline.errors import UsageError
 from pipeline.label_space import LabelSpace
-from pipeline.metrics.scores import known
+from pipeline.metrics.shares import known
 from pipeline.pseudo import fit
 from pipeline.pseudo.bounds import BOUNDS, Bound, lower_bounds, smallest_level
 from pipeline.pseudo.held_out import LEVELS, at_or_above

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -23,6 +23,8 @@ from pipeline.training.data import Channels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from numpy.typing import NDArray
 
     from pipeline.label_space import LabelMap, LabelSpace
     from pipeline.metrics.confusion import Counts, Floats
@@ -117,7 +119,7 @@ class HeldOut:
         self.failures += other.failures[: _FAILURES_KEPT - len(self.failures)]
 
 
-def at_or_above(counts: Counts) -> Counts:
+def at_or_above(counts: NDArray[Any]) -> NDArray[Any]:
     """Return the counts of all levels from each one up, along the last axis."""
     return np.flip(np.cumsum(np.flip(counts, -1), axis=-1), -1)
 

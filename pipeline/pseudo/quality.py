@@ -22,7 +22,7 @@ import numpy as np
 
 from pipeline.errors import InputError, UsageError
 from pipeline.metrics.histogram import joint_histogram
-from pipeline.metrics.scores import by_name, known, mean, ratio
+from pipeline.metrics.shares import by_name, known, mean, ratio
 from pipeline.pseudo.held_out import LEVELS, at_or_above, one_space
 from pipeline.pseudo.rows import COLUMNS, Chunk, failure, in_order, labelled
 from pipeline.tables.rows import RowKey, list_rows, rows_of

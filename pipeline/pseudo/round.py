@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from pipeline.metrics.scores import known
+from pipeline.metrics.shares import known
 from pipeline.pseudo import audit, ranking
 from pipeline.pseudo.quality import Quality, assess, image_schema, rarity
 
