@@ -164,6 +164,14 @@ def label(
             rich_help_panel=_QUALITY,
         ),
     ] = False,
+    margin: Annotated[
+        bool,
+        typer.Option(
+            "--margin",
+            help="Keep each pixel's lead over the next class as well.",
+            rich_help_panel=_QUALITY,
+        ),
+    ] = False,
     batch_size: Annotated[
         str,
         typer.Option(
@@ -266,6 +274,7 @@ def label(
             batch_size=batch_size,
             precision=precision,
             confidence=confidence,
+            margin=margin,
             decode=decode,
             pad_limit=pad_limit,
             compile=compiled,

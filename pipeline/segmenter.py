@@ -25,6 +25,7 @@ from pipeline import masks
 from pipeline.errors import CorruptImage, InputError, ModelError, WorkerDied
 from pipeline.files import read_url
 from pipeline.images import decode, header
+from pipeline.labels.margin import with_margin
 from pipeline.models import load_model
 from pipeline.models.device_errors import device_lost
 from pipeline.predict.options import LabelOptions
@@ -197,7 +198,10 @@ class Segmenter:
             mask = File(bytes=masks.encode(predicted.ids, self._space.cell_palette()))
             classes = masks.class_pixels(predicted.ids, self._space, predicted.confidence)
             if self._options.confidence and predicted.confidence is not None:
-                confidence = File(bytes=masks.encode(predicted.confidence))
+                cell = masks.encode(predicted.confidence)
+                if predicted.margin is not None:
+                    cell = with_margin(cell, predicted.margin)
+                confidence = File(bytes=cell)
         return Record(
             image_id=sample.image_id,
             dataset=sample.dataset,

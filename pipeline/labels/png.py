@@ -252,6 +252,22 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
     )
 
 
+def with_chunk(data: bytes, kind: bytes, body: bytes) -> bytes:
+    """Return a PNG file that `write` made with one more chunk, before the end."""
+    return data[: -len(_IEND)] + _chunk(kind, body) + _IEND
+
+
+def chunk(data: bytes, kind: bytes, path: str) -> bytes | None:
+    """Return the body of a PNG's first chunk of a kind; None where it has none.
+
+    Raises:
+        CorruptMask: not a PNG, or cut off.
+    """
+    if data[:8] != SIGNATURE:
+        raise _corrupt(path, "not a PNG file")
+    return next((bytes(body) for name, body in _chunks(data, path) if name == kind), None)
+
+
 def write(mask: LabelMap, palette: bytes | None) -> bytes:
     """Return [H, W] pixels as an unfiltered PNG with one IDAT; the palette is for 8 bits only."""
     height, width = mask.shape

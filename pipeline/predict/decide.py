@@ -8,7 +8,7 @@ row's logits are the same in whatever band it is made.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
@@ -39,17 +39,42 @@ class Cut:
     void: Tensor
 
 
+class Decided(NamedTuple):
+    """Ids [N, H, W] of the best classes, and uint8 maps [N, H, W] of their softmax.
+
+    `confidence` is round(255 p); `margin` is round(255 (p - q)), q of the second best class, where
+    it was asked for.
+    """
+
+    ids: Tensor
+    confidence: Tensor
+    margin: Tensor | None = None
+
+    @classmethod
+    def empty(cls, shape: tuple[int, int, int], ids: Tensor, *, margin: bool) -> Decided:
+        """Return maps to fill in, with ids of the type of `ids`, where those are."""
+        best = torch.empty(shape, dtype=ids.dtype, device=ids.device)
+        sure, ahead = (torch.empty(shape, dtype=torch.uint8, device=ids.device) for _ in range(2))
+        return cls(best, sure, ahead if margin else None)
+
+
 def decide(
-    logits: Tensor, frame: Frame, ids: Tensor, most_bytes: int, cut: Cut | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return the ids [N, H, W] of the best classes, and uint8 round(255 p) of their softmax.
+    logits: Tensor,
+    frame: Frame,
+    ids: Tensor,
+    most_bytes: int,
+    cut: Cut | None = None,
+    *,
+    margin: bool = False,
+) -> Decided:
+    """Return each pixel's best class, its probability, and with `margin` its lead.
 
     `logits` [N, C, h, w] cover the input; channel c is the class `ids[c]`. At the images' size
-    at most about `most_bytes` of logits are held at a time. `cut` leaves confidence as it is.
+    at most about `most_bytes` of logits are held at a time. `cut` leaves confidence and margin as
+    they are.
     """
     count, (height, width) = len(logits), frame.size
-    best = torch.empty((count, height, width), dtype=ids.dtype, device=logits.device)
-    confidence = torch.empty((count, height, width), dtype=torch.uint8, device=logits.device)
+    found = Decided.empty((count, height, width), ids, margin=margin)
     rows = max(1, most_bytes // (4 * logits.shape[1] * width))
     images = max(1, rows // height)
     for first in range(0, count, images):
@@ -57,13 +82,17 @@ def decide(
         for at, part in bands(logits[some], frame, rows):
             top, index = part.max(dim=1)
             # p of the best class is 1 / sum(exp(logit - top)): no full softmax is kept.
-            shares = (part - top.unsqueeze(1)).exp_().sum(dim=1)
+            relative = (part - top.unsqueeze(1)).exp_()
+            shares = relative.sum(dim=1)
             chosen = ids[index]
             if cut is not None:
                 chosen = torch.where(1 / shares < cut.least[index], cut.void, chosen)
-            best[some, at] = chosen
-            confidence[some, at] = (255 / shares).round_().to(torch.uint8)
-    return best, confidence
+            found.ids[some, at] = chosen
+            found.confidence[some, at] = (255 / shares).round_().to(torch.uint8)
+            if found.margin is not None:
+                second = relative.scatter_(1, index.unsqueeze(1), 0).amax(dim=1)
+                found.margin[some, at] = (255 * (1 - second) / shares).round_().to(torch.uint8)
+    return found
 
 
 def bands(logits: Tensor, frame: Frame, rows: int) -> Iterator[tuple[slice, Tensor]]:

@@ -38,6 +38,8 @@ class LabelOptions:
     """Images in a forward pass; None: what fits and is fast, by the shape of the input."""
     precision: Precision = "fp32"
     confidence: bool = False
+    margin: bool = False
+    """Keep how far a pixel's class leads, in the cell of its confidence."""
     input_size: tuple[int, int] | None = None
     """Height and width that images are resized to for the model; None: what the model says."""
     pad_limit: float = 0.0
@@ -98,6 +100,8 @@ class LabelOptions:
         if self.input_size and not all(1 <= n <= _MOST_INPUT for n in self.input_size):
             size = "{}x{}".format(*self.input_size)
             raise UsageError(f"--input-size is 1 to {_MOST_INPUT} pixels a side, not {size}")
+        if self.margin and not self.confidence:
+            raise UsageError("--margin is kept beside the confidence: give --confidence too")
         self._check_window()
 
     def _check_window(self) -> None:
@@ -141,6 +145,8 @@ class LabelOptions:
             said.append(f"tta={self.tta}")
         if self.refine != "none":
             said.append(f"refine={self.refine}")
+        if self.margin:
+            said.append("margin=True")
         if self.min_confidence:
             said.append(f"min_confidence={self.min_confidence}")
         return said

@@ -23,7 +23,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own convention
 from pipeline.errors import ImageTooLarge, InputError, ModelError
 from pipeline.models.device_errors import no_memory
 from pipeline.predict.compiled import Compiled
-from pipeline.predict.decide import Cut, Frame, bands, decide
+from pipeline.predict.decide import Cut, Decided, Frame, bands, decide
 from pipeline.predict.instances import Canvas, find
 from pipeline.predict.lanes import Arriving, Lanes, seconds_between
 from pipeline.predict.options import check_model
@@ -61,6 +61,8 @@ class Picture:
 class Predicted:
     """A label map of class ids [H, W], and confidence uint8 [H, W] = round(255 p).
 
+    `margin` is the lead over the next class, round(255 (p - q)), where it was asked for.
+
     `instances` are the objects of a model that finds them, else None; both maps are None for one
     that finds nothing but objects.
     """
@@ -68,18 +70,33 @@ class Predicted:
     ids: NDArray[np.uint8] | NDArray[np.uint16] | None
     confidence: NDArray[np.uint8] | None
     instances: tuple[Instance, ...] | None = None
+    margin: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
     """Images of one size in a batch: their places in it, and their labels on the way to the host.
 
-    `ids` and `confidence` are [N, H, W]; of uint16 ids the bits lie in int16.
+    All maps are [N, H, W]; of uint16 ids the bits lie in int16.
     """
 
     places: tuple[int, ...]
     ids: Arriving
     confidence: Arriving
+    margin: Arriving | None
+
+    @classmethod
+    def down(cls, places: tuple[int, ...], found: Decided, lanes: Lanes) -> _Group:
+        """Send maps on their way to the host."""
+        ahead = None if found.margin is None else lanes.down(found.margin)
+        return cls(places, lanes.down(found.ids), lanes.down(found.confidence), ahead)
+
+    def labels(self, ids_dtype: type[np.uint8 | np.uint16]) -> list[Predicted]:
+        """Wait for the maps; return those of each image."""
+        ids, sure = self.ids.array().view(ids_dtype), self.confidence.array()
+        ahead = [None] * len(ids) if self.margin is None else self.margin.array()
+        maps = zip(ids, sure, ahead, strict=True)
+        return [Predicted(i, confidence, margin=margin) for i, confidence, margin in maps]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +112,7 @@ class Pending:
         """Wait for the device; return an answer for each image, in the order of the batch."""
         found: dict[int, Predicted | InputError] = dict(self.ready)
         for group in self.groups:
-            ids, confidence = group.ids.array().view(self.ids_dtype), group.confidence.array()
-            pairs = zip(ids, confidence, strict=True)
-            found |= {p: Predicted(*one) for p, one in zip(group.places, pairs, strict=True)}
+            found |= dict(zip(group.places, group.labels(self.ids_dtype), strict=True))
         return [found[place] for place in sorted(found)]
 
     def device_seconds(self) -> float:
@@ -228,10 +243,10 @@ class Predictor:
         for (_, size), some in alike.items():
             frame = Frame(seen, self._inside(*size), size)
             part = logits[first : first + len(some)]
-            ids, confidence = decide(part, frame, self._ids, _LOGITS_BYTES, self._cut)
+            margin = self._options.margin
+            labels = decide(part, frame, self._ids, _LOGITS_BYTES, self._cut, margin=margin)
             first += len(some)
-            where = tuple(places[n] for n in some)
-            groups.append(_Group(where, self._lanes.down(ids), self._lanes.down(confidence)))
+            groups.append(_Group.down(tuple(places[n] for n in some), labels, self._lanes))
         return Pending(tuple(groups), (), self._space.dtype, ((begin, self._lanes.mark()),))
 
     def _begin_views(
@@ -253,10 +268,9 @@ class Predictor:
                 continue
             pixels = self._lanes.up([images[n].pixels for n in some]).permute(0, 3, 1, 2)
             begin = self._lanes.mark()
-            ids, confidence = views.labels(pixels, first.size, self._ids, self._cut)
+            labels = views.labels(pixels, first.size, self._ids, self._cut)
             marks.append((begin, self._lanes.mark()))
-            where = tuple(places[n] for n in some)
-            groups.append(_Group(where, self._lanes.down(ids), self._lanes.down(confidence)))
+            groups.append(_Group.down(tuple(places[n] for n in some), labels, self._lanes))
         return Pending(tuple(groups), tuple(errors), self._space.dtype, tuple(marks))
 
     def _logits_at(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:

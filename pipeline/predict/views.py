@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
-from pipeline.predict.decide import Frame, decide, resized_part
+from pipeline.predict.decide import Decided, Frame, decide, resized_part
 from pipeline.predict.refine import refiner
 from pipeline.predict.windows import Strip
 
@@ -67,25 +67,26 @@ class Views:
     inside: Callable[[int, int], Size] | None = None
     band_bytes: int = BAND_BYTES
 
-    def labels(
-        self, images: Tensor, size: Size, ids: Tensor, cut: Cut | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Return class ids [N, *size] and confidence uint8 [N, *size]; see `decide`.
+    def labels(self, images: Tensor, size: Size, ids: Tensor, cut: Cut | None = None) -> Decided:
+        """Return class ids, confidence and margin [N, *size]; see `decide`.
 
         `images` are RGB uint8 [N, 3, h, w].
         """
         shape = (len(images), *size)
-        best = torch.empty(shape, dtype=ids.dtype, device=images.device)
-        confidence = torch.empty(shape, dtype=torch.uint8, device=images.device)
+        margin = self.options.margin
+        whole = Decided.empty(shape, ids, margin=margin)
         step = max(1, self.band_bytes // (4 * self.classes * size[0] * size[1]))
         for first in range(0, len(images), step):
             some = slice(first, first + step)
             for rows, scores in self.scores(images[some], size):
                 band, at = (scores.shape[2], scores.shape[3]), slice(*rows)
-                best[some, at], confidence[some, at] = decide(
-                    scores, Frame(band, band, band), ids, self.band_bytes, cut
+                part = decide(
+                    scores, Frame(band, band, band), ids, self.band_bytes, cut, margin=margin
                 )
-        return best, confidence
+                for target, found in zip(whole, part, strict=True):
+                    if target is not None:
+                        target[some, at] = found
+        return whole
 
     def too_large(self, size: Size) -> str | None:
         """Return why an image of that size cannot be refined, None where it can."""

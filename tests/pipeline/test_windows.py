@@ -144,7 +144,7 @@ def test_memory_does_not_grow_with_the_height_of_an_image():
     views = Views(lambda x, size: _cheap(x), 9, options, band_bytes=16 << 20)
     image = torch.zeros((1, 3, *size), dtype=torch.uint8)
     with torch.inference_mode(), _Largest() as largest:
-        ids, confidence = views.labels(image, size, torch.arange(9, dtype=torch.uint8))
+        ids, confidence, _ = views.labels(image, size, torch.arange(9, dtype=torch.uint8))
     assert ids.shape == confidence.shape == (1, *size)
     assert largest.most <= 28 << 20
 
