@@ -84,7 +84,7 @@ class Views:
                     scores, Frame(band, band, band), ids, self.band_bytes, cut, margin=margin
                 )
                 for target, found in zip(whole, part, strict=True):
-                    if target is not None:
+                    if target is not None and found is not None:
                         target[some, at] = found
         return whole
 

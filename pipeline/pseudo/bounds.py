@@ -39,7 +39,7 @@ def wilson_lower(right: Floats, pixels: Floats, z: float | Floats) -> Floats:
     >>> wilson_lower(np.array([90.0]), np.array([100.0]), 1.645).round(4).tolist()
     [0.8379]
     """
-    n = np.maximum(pixels, 1e-300)
+    n = np.where(pixels > 0, pixels, 1.0)
     p, square = right / n, np.square(z)
     centre = p + square / (2 * n)
     reach = z * np.sqrt(p * (1 - p) / n + square / (4 * n * n))

@@ -44,9 +44,9 @@ def maps(right: Counts, pixels: Counts) -> Floats:
 
 
 def temperature(right: Counts, pixels: Counts) -> float:
-    """Return the T that makes p ** (1/T) / (p ** (1/T) + (1 - p) ** (1/T)) most likely; nan without pixels.
+    """Return the T that makes q ** (1/T) / (q ** (1/T) + (1 - q) ** (1/T)) most likely.
 
-    Above 1 where the model is over-sure.
+    q is the confidence. T is above 1 where the model is over-sure; nan without pixels.
     """
     from scipy.optimize import minimize_scalar
     from scipy.special import log_expit
@@ -68,7 +68,7 @@ def temperature(right: Counts, pixels: Counts) -> float:
 def calibration_error(folds: Counts) -> tuple[float, float]:
     """Return the expected calibration error before and after, of counts [2, 2, C, 256].
 
-    After: each half of the images by the maps that the other half gave. 15 bins; nan without pixels.
+    After: each half of the images by the maps that the other half gave. 15 bins; nan for none.
     """
     total = folds.sum(axis=(0, 2))
     before = Reliability.of(total, _BINS).ece
@@ -94,4 +94,5 @@ def wrong_shares(confusion: Counts) -> Floats:
     wrong = confusion.astype(np.float64)
     np.fill_diagonal(wrong, 0.0)
     total = wrong.sum(axis=1, keepdims=True)
-    return np.divide(wrong, total, out=np.zeros_like(wrong), where=total > 0)
+    shares: Floats = np.divide(wrong, total, out=np.zeros_like(wrong), where=total > 0)
+    return shares

@@ -78,6 +78,7 @@ def in_order(
             result = of_error(chunk, outcome.error)
         elif outcome.error is not None:
             raise outcome.error
+        assert result is not None, "a worker returns something"
         waiting[chunk.first] = (len(chunk.items), result)
         while at in waiting:
             count, ready = waiting.pop(at)

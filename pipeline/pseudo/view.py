@@ -133,7 +133,7 @@ class SpaceView:
     def weights(
         self, ids: LabelMap, confidence: Confidence, present: Sequence[int] | None = None
     ) -> NDArray[np.float32]:
-        """Return what each pixel weighs in a loss, float32 [H, W] in 0..1; 0 where it is ignored."""
+        """Return each pixel's weight in a loss, float32 [H, W] in 0..1; 0 where ignored."""
         count = len(self.space.train_ids)
         table = np.zeros((count + 1, LEVELS), np.float32)
         levels = np.arange(LEVELS)
@@ -173,7 +173,7 @@ class SpaceView:
 
     def counted(self, mask: bytes, confidence: bytes) -> tuple[ClassPixels, ...]:
         """Return the class counts of cells."""
-        return masks.class_pixels(masks.decode(mask), self.space, masks.decode(confidence))  # type: ignore[arg-type]
+        return masks.class_pixels(masks.decode(mask), self.space, masks.decode(confidence))
 
 
 def border(ids: LabelMap, width: int) -> NDArray[np.bool_]:
