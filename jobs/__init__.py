@@ -12,6 +12,7 @@ VERBS: Final[Mapping[str, str]] = {
     "export": "Write a label store out as a dataset.",
     "convert": "Turn one dataset format into another, streaming.",
     "label": "Label images in bulk with a model.",
+    "pseudo-label": "Label a bucket softly; calibrate, and estimate the labels' quality.",
     "train": "Train a model on a label store.",
     "evaluate": "Score labels against truth: mIoU and a report.",
     "store": "Look after a label store: info, stats, history, restore, ...",

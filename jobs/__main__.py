@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = list(sys.argv[1:] if argv is None else argv)
     verb = args[0] if args else "--help"
     if verb in {"--help", "-h", "help"}:
-        print(_USAGE.format(verbs="\n".join(f"  {v:10} {text}" for v, text in VERBS.items())))
+        print(_USAGE.format(verbs="\n".join(f"  {v:12} {text}" for v, text in VERBS.items())))
         return
     if verb == "--version":
         print(release())
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         hint = f"did you mean {near[0]!r}?" if near else "`segmill --help` lists the verbs"
         print(f"segmill: no verb is called {verb!r}; {hint}", file=sys.stderr)
         raise SystemExit(2)
-    import_module(f"jobs.{verb}").APP(args[1:], prog_name=f"segmill {verb}")
+    import_module(f"jobs.{verb.replace('-', '_')}").APP(args[1:], prog_name=f"segmill {verb}")
 
 
 def run() -> None:
