@@ -189,7 +189,7 @@ class _Work:
         return store.latest()
 
     def calibrate(self, truth: Store, where: str | None, url: str, goal: Goal) -> Calibration:
-        """Label the held-out images into a store beside the labels, and calibrate on their truth."""
+        """Label the held-out images, in a store beside the labels, and calibrate on them."""
         from pipeline.pseudo.bounds import REPLICATES
         from pipeline.pseudo.calibrate import calibrate
         from pipeline.pseudo.held_out import gather
