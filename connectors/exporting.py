@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from pipeline.pseudo.view import View
     from pipeline.record import Record
     from pipeline.store import Store
     from pipeline.tables.fragment import Fragment
@@ -72,10 +73,14 @@ def matching(store: Store, where: str | None) -> frozenset[bytes] | None:
 
 @dataclass(frozen=True, slots=True)
 class RowReader:
-    """Reads ranges of a store's rows; picklable. `keys` are the rows to keep, None for all."""
+    """Reads ranges of a store's rows; picklable. `keys` are the rows to keep, None for all.
+
+    With a view the rows' masks are what it shows.
+    """
 
     store: Store
     keys: frozenset[bytes] | None
+    view: View | None = None
 
     def __call__(self) -> Callable[[RowRange], Iterator[tuple[Sample, Record]]]:
         """Return the reading function, in the process that will use it."""
@@ -86,6 +91,9 @@ class RowReader:
             for record in from_batch(batch):
                 path = record.image.path or ""
                 if self.keys is None or row_key(record.dataset, path) in self.keys:
+                    if self.view is not None:
+                        seen = self.view.of(self.store.space(record.label_space))
+                        record = seen.record(record)
                     yield _sample(record, path), record
 
     def samples(self, rows: RowRange) -> list[Sample]:

@@ -61,6 +61,15 @@ WhereOption = Annotated[
     str | None,
     typer.Option(help="Which rows: an SQL condition on the columns, as \"split = 'val'\"."),
 ]
+ViewOption = Annotated[
+    str | None,
+    typer.Option(
+        "--view",
+        metavar="FILE|P|NAME=P,…",
+        help="Which soft labels count: thresholds.json of pseudo-label, or least confidences; "
+        ":border=N behind it ignores N pixels along borders.",
+    ),
+]
 SplitsOption = Annotated[
     list[str] | None, typer.Option("--split", help="Splits to read; default: all.")
 ]

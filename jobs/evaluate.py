@@ -19,6 +19,7 @@ from jobs.console import (
     MaxErrorsOption,
     RunnerOption,
     Summary,
+    ViewOption,
     WorkersOption,
     command,
     note,
@@ -64,6 +65,7 @@ def evaluate(
     pred_version: Annotated[
         str | None, typer.Option(help="A version or a tag of the predictions.")
     ] = None,
+    view: ViewOption = None,
     images: Annotated[
         int, typer.Option(min=0, max=200, help="Worst and best images to show, of each.")
     ] = 12,
@@ -77,11 +79,14 @@ def evaluate(
     """Score one store's labels against another's, and write a report."""
     with command("evaluate", as_json=as_json, debug=debug, max_errors=max_errors) as summary:
         from pipeline.files import open_sink
+        from pipeline.pseudo.view import View
+        from pipeline.pseudo.viewed_store import open_viewed
         from pipeline.runner import choose
         from pipeline.store import Store
 
         condition = _condition(split or (), where)
-        stores = Store.open(truth, truth_version), Store.open(pred, pred_version)
+        shown = open_viewed(pred, pred_version, View.parse(view) if view else None)
+        stores = Store.open(truth, truth_version), shown
         chosen = choose(
             runner,
             seconds=min(s.count() for s in stores) * SECONDS_AN_IMAGE,
@@ -93,7 +98,7 @@ def evaluate(
         scores = _score(stores, chosen, sink, label_space, filters, images)
         arguments = {
             "truth": truth, "pred": pred, "label-space": label_space, "split": split,
-            "where": where, "pred-where": pred_where, "out": out,
+            "where": where, "pred-where": pred_where, "view": view, "out": out,
         }  # fmt: skip
         _write(sink, scores, stores, _facts(scores, stores, arguments))
         _book(summary, scores, sink, stores)

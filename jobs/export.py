@@ -18,6 +18,7 @@ from jobs.console import (
     StoreArgument,
     StrictOption,
     VersionOption,
+    ViewOption,
     WhereOption,
     WorkersOption,
     command,
@@ -36,6 +37,7 @@ def export(
     format_: Annotated[str, typer.Option("--format", help="The format to write.")],
     version: VersionOption = None,
     where: WhereOption = None,
+    view: ViewOption = None,
     label_space: Annotated[
         str,
         typer.Option(help="native: the classes that the format's tools expect; keep; or a name."),
@@ -56,21 +58,23 @@ def export(
         from connectors.writing import WriterFactory
         from jobs.apart import check_store_apart
         from pipeline.labels.relabel import Relabeller, target_space
+        from pipeline.pseudo.view import View
+        from pipeline.pseudo.viewed_store import open_viewed
         from pipeline.runner import choose
-        from pipeline.store import Store
 
-        held = Store.open(store, version)
+        shown = View.parse(view) if view else None
+        held = open_viewed(store, version, shown)
         check_store_apart(held, dst)
         keys, used = matching(held, where), held.used_spaces(where)
         space = target_space(label_space, connector(format_).native, used)
-        rows = RowReader(held, keys)
+        rows = RowReader(held, keys, shown)
         factory: WriterFactory[RowRange] = WriterFactory(
             format_, dst, Relabeller.to(space, used), rows
         )
         inputs = held.count() if keys is None else len(keys)
         chosen = choose(runner, seconds=inputs * SECONDS_AN_IMAGE, address=address, workers=workers)
         source = Source(
-            ("store", held.url, where or ""),
+            ("store", held.url, where or "", *([shown.identity()] if shown else [])),
             ranges(held),
             samples=rows.samples,
             check=lambda: held.tree().names(),

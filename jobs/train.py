@@ -20,6 +20,7 @@ from jobs.console import (
     JsonOption,
     MaxErrorsOption,
     RunnerOption,
+    ViewOption,
     command,
     note,
 )
@@ -43,6 +44,7 @@ def train(
     version: Annotated[
         str | None, typer.Option(help="The store's version or tag; default: the newest.")
     ] = None,
+    view: ViewOption = None,
     minutes: Annotated[
         float | None, typer.Option(min=0.01, help="Time for everything, instead of the recipe's.")
     ] = None,
@@ -70,14 +72,16 @@ def train(
         # Threads that spin while they wait take the cores from whoever works on them: on a machine
         # that others use too, a step took 10 s instead of 2. Set before torch starts its threads.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        from pipeline.store import Store
+        from pipeline.pseudo.view import View
+        from pipeline.pseudo.viewed_store import open_viewed
         from pipeline.training.launch import Where, launch
         from pipeline.training.recipe import read_recipe
         from pipeline.training.supervised import Listener, Plan
 
         chosen = read_recipe(recipe, minutes=minutes, epochs=epochs, seed=seed)
         where = Where(cast("Any", runner), workers, address, gpu)
-        plan = Plan(Store.open(store, version), chosen, out, split, val_split)
+        shown = open_viewed(store, version, View.parse(view) if view else None)
+        plan = Plan(shown, chosen, out, split, val_split)
         with Progress("train", unit="steps") as progress:
 
             def step(done: int, total: int) -> None:

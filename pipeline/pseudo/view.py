@@ -10,6 +10,7 @@ calibration needs no model and no writing.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from dataclasses import dataclass, replace
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 _IDS: Final = 1 << 16
 _MOST_BAND: Final = 64
+_BORDER: Final = ":border="
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +58,21 @@ class View:
 
     def __post_init__(self) -> None:
         if not 0 <= self.band <= _MOST_BAND:
-            raise UsageError(f"--border is 0 to {_MOST_BAND} pixels, not {self.band}")
+            raise UsageError(f"--view: a border is 0 to {_MOST_BAND} pixels, not {self.band}")
 
     @classmethod
-    def parse(cls, text: str, band: int = 0) -> View:
+    def parse(cls, text: str) -> View:
         """Read a calibration's file, or thresholds as `label --min-confidence` takes them.
+
+        Behind either `:border=N` ignores N pixels on either side of a border between classes.
 
         Raises:
             UsageError: it is neither.
         """
+        text, colon, width = text.partition(_BORDER)
+        if colon and not width.isdecimal():
+            raise UsageError(f"--view: {_BORDER} takes a number of pixels, not {width!r}")
+        band = int(width) if colon else 0
         if os.path.isfile(text):
             with open(text, "rb") as file:
                 held = file.read()
@@ -73,6 +81,11 @@ class View:
         elif text.endswith(".json"):
             raise UsageError(f"--view {text}: there is no such file")
         return cls(thresholds=Thresholds.parse(text), band=band)
+
+    def identity(self) -> str:
+        """Return a text that is another one for a view that shows other labels."""
+        said = self.calibration.to_json() if self.calibration else str(self.thresholds)
+        return hashlib.sha256(f"{self.band}\0{said}".encode()).hexdigest()
 
     def of(self, space: LabelSpace) -> SpaceView:
         """Return the view of labels in a label space.

@@ -18,6 +18,7 @@ import torch
 from pipeline.errors import ModelError, StoreError
 from pipeline.models.directory import amend_training, read_description, save_model
 from pipeline.models.weights import digest
+from pipeline.pseudo.viewed_store import ViewedStore
 from pipeline.training import checkpoint
 from pipeline.training.batches import Epoch, train_batches
 from pipeline.training.data import Channels, Reader
@@ -52,9 +53,11 @@ class Plan:
 
     def identity(self) -> dict[str, Any]:
         """Return what must agree for a killed run to go on."""
+        view = self.store.view.identity() if isinstance(self.store, ViewedStore) else None
         return {
             "recipe": self.recipe.plain(),
             "store version": self.store.version,
+            **({"view": view} if view else {}),
             "split": self.split,
             "val split": self.val_split,
         }
