@@ -195,15 +195,13 @@ class Quality:
 
     def risk_coverage(self, calibration: Calibration) -> list[tuple[float, float]]:
         """Return (coverage, expected risk) of thresholds on calibrated confidence, surest first."""
-        p = np.round(calibration.maps, 3).ravel()
-        values, place = np.unique(p, return_inverse=True)
-        n = np.bincount(place, self.levels.ravel(), len(values))
-        wrong = np.bincount(place, (self.levels * (1 - calibration.maps)).ravel(), len(values))
-        n, wrong = at_or_above(n), at_or_above(wrong)
+        held = self.levels > 0
+        values, place = np.unique(np.round(calibration.maps[held], 3), return_inverse=True)
+        pixels = np.bincount(place, self.levels[held], len(values))
+        n, wrong = at_or_above(pixels), at_or_above(pixels * (1 - values))
         whole = max(1, self.pixels)
-        return [
-            (float(a / whole), float(b / a)) for a, b in zip(n[::-1], wrong[::-1], strict=True) if a
-        ]
+        pairs = zip(n[::-1].tolist(), wrong[::-1].tolist(), strict=True)
+        return [(kept / whole, bad / kept) for kept, bad in pairs]
 
 
 def rarity(shares: Floats) -> Floats:
