@@ -7,7 +7,7 @@ say something else, their confidence is lowered to its share of the votes, or th
     report = agree([Store.open("night-3"), Store.open("night-2")], Store.create("agreed", spaces))
 
 Rows are of one image where id, dataset and path agree, as they do for labels of one source; they
-are read in chunks. The work is a run like any labelling: it resumes, and leaves rows that are there.
+are read in chunks. The work is a run like any labelling: it resumes, and leaves what is there.
 """
 
 from __future__ import annotations

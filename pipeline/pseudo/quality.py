@@ -23,7 +23,7 @@ import numpy as np
 from pipeline.errors import InputError, UsageError
 from pipeline.metrics.histogram import joint_histogram
 from pipeline.metrics.scores import by_name, known, mean, ratio
-from pipeline.pseudo.held_out import LEVELS, at_or_above, one_space
+from pipeline.pseudo.held_out import LEVELS, one_space
 from pipeline.pseudo.rows import COLUMNS, Chunk, failure, in_order, labelled
 from pipeline.tables.rows import RowKey, list_rows, rows_of
 from pipeline.training.data import Channels
@@ -198,9 +198,9 @@ class Quality:
         held = self.levels > 0
         values, place = np.unique(np.round(calibration.maps[held], 3), return_inverse=True)
         pixels = np.bincount(place, self.levels[held], len(values))
-        n, wrong = at_or_above(pixels), at_or_above(pixels * (1 - values))
+        n, wrong = (np.cumsum(c[::-1]) for c in (pixels, pixels * (1 - values)))
         whole = max(1, self.pixels)
-        pairs = zip(n[::-1].tolist(), wrong[::-1].tolist(), strict=True)
+        pairs = zip(n.tolist(), wrong.tolist(), strict=True)
         return [(kept / whole, bad / kept) for kept, bad in pairs]
 
 
