@@ -11,11 +11,11 @@ from PIL import Image
 
 from pipeline import masks
 from pipeline.errors import CorruptMask, UsageError
-from pipeline.images import list_images
 from pipeline.labels.margin import margin_of, with_margin
 from pipeline.predict.decide import Frame, decide
 from pipeline.predict.options import LabelOptions
 from pipeline.segmenter import SegmenterFactory
+from pipeline.trees.listing import list_images
 from tests.samples import write_scenes
 
 URI = "zoo:enet?label_space=camvid-11&seed=3"
