@@ -95,9 +95,12 @@ def of_matrix(counts: np.ndarray) -> float:
 
 
 def by_segmill(root: Path) -> tuple[float, str]:
+    from pipeline.heap import keep_freed_memory
     from pipeline.runner import LocalRunner
     from pipeline.scoring import score
     from pipeline.store import Store
+
+    keep_freed_memory()  # as the verb does
 
     kept: list[int] = []
     sides = Store.open(root / "truth"), Store.open(root / "pred")
@@ -107,7 +110,10 @@ def by_segmill(root: Path) -> tuple[float, str]:
 
 
 def by_limit(root: Path) -> tuple[float, str]:
+    from pipeline.heap import keep_freed_memory
     from pipeline.labels import png
+
+    keep_freed_memory()  # as the verb does
 
     for both in cells(root):
         first, second = (png.inflate(png.parse(cell, ""), "") for cell in both)
@@ -116,8 +122,11 @@ def by_limit(root: Path) -> tuple[float, str]:
 
 
 def by_kernel(root: Path) -> tuple[float, str]:
+    from pipeline.heap import keep_freed_memory
     from pipeline.masks import decode
     from pipeline.metrics.confusion import ConfusionMatrix, class_index, count_pairs
+
+    keep_freed_memory()  # as the verb does
 
     index, matrix = class_index(range(CLASSES), [VOID]), ConfusionMatrix.empty(CLASSES)
     for truth, predicted in cells(root):
