@@ -40,6 +40,16 @@ def train(
     out: Annotated[str, typer.Option(help="The model directory to write.")],
     split: Annotated[str, typer.Option(help="The split to learn from.")] = "train",
     val_split: Annotated[str, typer.Option(help="The split that picks the best weights.")] = "val",
+    labelled: Annotated[
+        str | None,
+        typer.Option(help="Learn from so few masks: 1/8, a number, or a file of image ids."),
+    ] = None,
+    unlabelled: Annotated[
+        str | None,
+        typer.Option(help="Another store with images to learn from without masks."),
+    ] = None,
+    unlabelled_split: Annotated[str, typer.Option(help="The split of that store.")] = "unlabelled",
+    method: Annotated[str | None, typer.Option(help="Instead of the recipe's; by name.")] = None,
     version: Annotated[
         str | None, typer.Option(help="The store's version or tag; default: the newest.")
     ] = None,
@@ -73,11 +83,15 @@ def train(
         from pipeline.store import Store
         from pipeline.training.launch import Where, launch
         from pipeline.training.recipe import read_recipe
+        from pipeline.training.selection import selected
         from pipeline.training.supervised import Listener, Plan
 
-        chosen = read_recipe(recipe, minutes=minutes, epochs=epochs, seed=seed)
+        chosen = read_recipe(recipe, minutes=minutes, epochs=epochs, seed=seed, method=method)
         where = Where(cast("Any", runner), workers, address, gpu)
-        plan = Plan(Store.open(store, version), chosen, out, split, val_split)
+        source = Store.open(store, version)
+        few = None if labelled is None else selected(source, split, labelled)
+        others = None if unlabelled is None else Store.open(unlabelled)
+        plan = Plan(source, chosen, out, split, val_split, few, others, unlabelled_split)
         with Progress("train", unit="steps") as progress:
 
             def step(done: int, total: int) -> None:
@@ -95,7 +109,7 @@ def _tell_epoch(row: dict[str, Any]) -> None:
 
 def _book(summary: Summary, result: Result, out: str) -> None:
     """Put the run into the summary; an image that couldn't be read counts as failed, once."""
-    summary.inputs = result.train_rows + result.val_rows
+    summary.inputs = result.train_rows + result.val_rows + result.other_rows
     summary.failed = result.unreadable
     summary.done = summary.inputs - summary.failed
     summary.paths["model"] = out

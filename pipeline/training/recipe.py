@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import UnknownName, UsageError
+from pipeline.training.methods.options import AnyMethod, Supervised
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -99,6 +100,8 @@ class Recipe(_Part):
     """Classes to learn, masks are remapped on the fly; None: the model's own, or the store's."""
     input_size: Size | None = None
     """Size that all images are brought to, now and in use; None: the model's, or their own."""
+    method: AnyMethod = Supervised()
+    """How it learns: from labels alone, or with one of `pipeline.training.methods`."""
     augment: Augment
     optimiser: Optimiser = Optimiser()
     loss: Annotated[tuple[LossTerm, ...], Field(min_length=1)] = (LossTerm(name="cross-entropy"),)
