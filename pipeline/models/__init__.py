@@ -64,6 +64,12 @@ class ModelSpec:
 
 
 MODELS: Final[Mapping[str, ModelSpec]] = {
+    "decouplednet": ModelSpec(
+        build="pipeline.models.decouplednet:DecoupledNet",
+        params={11: 2_430_333, 19: 2_432_389},
+        input_multiple=32,
+        source="after Hong 2015, arXiv 1506.04924",
+    ),
     "enet": ModelSpec(
         build="pipeline.models.enet:ENet",
         params={11: 350_508, 12: 350_652, 19: 351_660, 20: 351_804},

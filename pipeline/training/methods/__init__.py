@@ -19,7 +19,13 @@ if TYPE_CHECKING:
     from pipeline.training.unlabelled import Streams
 
 METHODS: Final[dict[str, str]] = {
+    "advsemiseg": "pipeline.training.methods.advsemiseg:AdvSemiSeg",
+    "decouplednet": "pipeline.training.methods.decouplednet:DecoupledNet",
+    "gan-ss": "pipeline.training.methods.gan_ss:GanSS",
+    "mean-teacher": "pipeline.training.methods.mean_teacher:MeanTeacher",
+    "self-training": "pipeline.training.methods.self_training:SelfTraining",
     "supervised": "pipeline.training.learner:Learner",
+    "unimatch": "pipeline.training.methods.unimatch:UniMatch",
 }
 
 
