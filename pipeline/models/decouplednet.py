@@ -82,9 +82,8 @@ class Classifier(nn.Module):
         maps = seen.maps[which]
         flat = maps.flatten(2)
         best, place = flat.max(2)
-        seed = torch.zeros_like(flat).scatter(
-            2, place[..., None], (best.sigmoid() * asked)[..., None]
-        )
+        value = (best.sigmoid() * asked).to(flat.dtype)
+        seed = torch.zeros_like(flat).scatter(2, place[..., None], value[..., None])
         x = F.conv_transpose2d(seed.view_as(maps), self.score.weight) * seen.passed[1][which]
         x = F.conv_transpose2d(x, self.second.weight) * seen.passed[0][which]
         return F.conv_transpose2d(x, self.first.weight, padding=1)

@@ -454,6 +454,7 @@ def test_class_maps_differ_by_class():
     for a in range(6):
         for b in range(a):
             assert not torch.allclose(maps[a], maps[b])
+    network.segmenter.train()
     figures = network.figure(seen, torch.zeros(6, dtype=torch.int64), torch.eye(6))
     assert not torch.allclose(figures[0], figures[1])
 

@@ -125,6 +125,13 @@ def same(one: Any, other: Any) -> None:
         assert one == other
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_half_precision_is_taken(form, store, tmp_path):
+    plan = plan_of(form, store, tmp_path, precision="bf16", epochs=1, steps_per_epoch=3)
+    train(plan, HERE)
+    assert math.isfinite(read_result(plan.out).history[-1]["loss"])
+
+
 def test_several_workers_are_refused(store, tmp_path):
     how = plan_of("unimatch", store, tmp_path).recipe
     with pytest.raises(UsageError, match="'unimatch' trains on one worker"):
