@@ -1,12 +1,13 @@
 """What methods make of few labels: test mIoU by method and seed, on CamVid or any store.
 
-    python benchmarks/few_labels.py stores/camvid runs/few --labelled benchmarks/splits/camvid/46.txt
-    python benchmarks/few_labels.py stores/camvid runs/few --labelled ... --methods unimatch --seeds 0
-    python benchmarks/few_labels.py stores/camvid runs/few --labelled ... --table
+    few=benchmarks/splits/camvid/46.txt
+    python benchmarks/few_labels.py stores/camvid runs --labelled $few
+    python benchmarks/few_labels.py stores/camvid runs --labelled $few --methods unimatch --seeds 0
+    python benchmarks/few_labels.py stores/camvid runs --labelled $few --table
 
 Every method has the same network, number of steps, batch and validation; only `decouplednet` has a
 network of its own. Each method and seed is a model directory and a `result.json` under the output:
-what is there is not run again, and a killed run goes on, so the table grows run by run. The labelled
+what is there is not run again, and a killed run goes on, so the table grows run by run. Labelled
 images are those listed; the others of the split are there without masks, and where a method wants
 image-level labels, with their masks' classes. `supervised-all` has every mask. The mIoU is that of
 one confusion matrix over the whole test split, void left out.

@@ -23,6 +23,7 @@ from pipeline.training.learner import Task, open_model
 from pipeline.training.methods import METHODS, make_method
 from pipeline.training.methods.options import AnyMethod
 from pipeline.training.place import Place
+from pipeline.training.recipe import read_recipe
 from pipeline.training.selection import selected
 from pipeline.training.supervised import Listener, Plan, read_result, train
 from pipeline.training.unlabelled import ImageReader, open_streams, picture_batches
@@ -142,6 +143,38 @@ def test_decouplednet_trains_its_own_network(store, tmp_path):
     plan = plan_of("decouplednet", store, tmp_path, model=MODEL)
     with pytest.raises(UsageError, match="zoo:decouplednet"):
         train(plan, HERE)
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("mean-techer", "method: .*'mean-techer'.*'mean-teacher'"),
+        ({"name": "unimatch", "decai": 0.9}, r"method\.unimatch\.decai: Extra inputs"),
+        ({"name": "gan-ss", "form": "strong"}, r"method\.gan-ss\.form: .*'semi' or 'weak'"),
+    ],
+)
+def test_a_wrong_method_is_told_in_one_line(method, words, tmp_path):
+    (tmp_path / "r.yaml").write_text(json.dumps({**recipe().plain(), "method": method}))
+    with pytest.raises(UsageError, match=words) as told:
+        read_recipe(str(tmp_path / "r.yaml"))
+    assert "\n" not in str(told.value)
+
+
+def test_the_command_takes_few_masks_and_a_method(store, tmp_path, capsys):
+    from jobs.__main__ import main
+
+    how = {"batch": 2, "epochs": 1, "steps_per_epoch": 2, "class_weights": "none"}
+    (tmp_path / "r.yaml").write_text(json.dumps(recipe(**how).plain()))
+    out = str(tmp_path / "m")
+    with pytest.raises(SystemExit) as ended:
+        main(["train", store.url, "--recipe", str(tmp_path / "r.yaml"), "--out", out, "--json",
+              "--labelled", "1/4", "--method", "mean-teacher"])  # fmt: skip
+    assert not ended.value.code
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (summary["inputs"], summary["done"], summary["failed"]) == (12, 12, 0)
+    training = json.loads((tmp_path / "m" / "model.json").read_text())["training"]
+    assert training["rows"] == {"train": 3, "val": 2, "without_mask": 0, "unlabelled": 7}
+    assert {"loss_labelled", "loss_unlabelled", "kept"} <= training["epochs"][0].keys()
 
 
 # --- which images ---------------------------------------------------------------------------------

@@ -38,8 +38,7 @@ class Base(ABC):
         self.normalise = Normaliser(model.preprocessing, place.device)
         half = place.precision(recipe.precision) == "fp16" and place.device.type == "cuda"
         self._scaler = torch.amp.GradScaler(place.device.type, enabled=half)
-        self._sums: dict[str, Tensor] = {}
-        self._steps = 0
+        self._noted: dict[str, tuple[Tensor, int]] = {}
         self._begin()
 
     def _begin(self) -> None:
@@ -87,7 +86,6 @@ class Base(ABC):
             torch.nn.utils.clip_grad_norm_(self.module.parameters(), how.clip_norm)
         self._scaler.step(self.optimiser)
         self._scaler.update()
-        self._steps += 1
         if self.average is not None:
             self.average.update(self.module, self.age(number))
         self.note(**self.also(streams, share))
@@ -110,15 +108,15 @@ class Base(ABC):
         return self.normalise(batch.images), labels
 
     def note(self, **values: Tensor) -> None:
-        """Add figures of this step to the epoch's means."""
+        """Add figures to the epoch's means, each over the times that it was noted."""
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value.detach()
+            total, times = self._noted.get(name, (torch.zeros_like(value), 0))
+            self._noted[name] = total + value.detach(), times + 1
 
     def figures(self) -> dict[str, float]:
-        """Return the means over the steps since it was last asked."""
-        steps = max(1, self._steps)
-        out = {name.replace("_", " "): float(v) / steps for name, v in self._sums.items()}
-        self._sums, self._steps = {}, 0
+        """Return the means since it was last asked."""
+        out = {name: float(total) / times for name, (total, times) in self._noted.items()}
+        self._noted = {}
         return out
 
     def parts(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ no student replaces a better teacher.
 from __future__ import annotations
 
 import copy
+from array import array
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -132,7 +133,7 @@ class SelfTraining(Base):
             other = copy.deepcopy(self.teacher)
             other.load_state_dict(state)
             others.append(other)
-        keys, scores = [], []
+        keys, scores = array("q"), array("d")  # sixteen bytes an image
         for image_id, image in streams.everything():
             last = self._labels(self.teacher, image)
             keys.append(_key(image_id))
@@ -140,9 +141,9 @@ class SelfTraining(Base):
             scores.append(float(np.mean(agreed)) if agreed else 1.0)
         if not keys:
             raise StoreError("none of the images without masks can be read")
-        order = np.argsort(-np.array(scores), kind="stable")
+        order = np.argsort(-np.frombuffer(scores), kind="stable")
         kept = order[: max(1, round(self.options.reliable * len(keys)))]
-        return torch.tensor(keys)[torch.from_numpy(kept)].sort().values
+        return torch.from_numpy(np.sort(np.frombuffer(keys, np.int64)[kept]))
 
     @torch.no_grad()
     def _labels(self, network: nn.Module, image: NDArray[np.uint8]) -> NDArray[np.int64]:

@@ -93,7 +93,7 @@ class UniMatch(Base):
         for (box, _), out in zip(views, outs, strict=True):
             sure = mixed(confidence, box) >= self.options.threshold
             total = total + 0.5 * pseudo_loss(out, mixed(best, box), sure, mixed(shown, box))
-            self.note(kept=0.5 * (sure & mixed(shown, box)).sum() / shown.sum().clamp_min(1))
+            self.note(kept=(sure & mixed(shown, box)).sum() / shown.sum().clamp_min(1))
         return total
 
     def _box(self, shown: Tensor) -> Tensor:
