@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -12,22 +11,15 @@ import torch
 from torch import nn
 
 from pipeline.models import load_model
-from pipeline.training.batches import Batch
-from pipeline.training.learner import Task, open_model
-from pipeline.training.methods import features, make_method, views
+from pipeline.training.methods import features, views
 from pipeline.training.methods.advsemiseg import Discriminator, truthful
-from pipeline.training.methods.decouplednet import _figure
 from pipeline.training.methods.gan_ss import Generator, among_loss, fake_loss, real_loss
 from pipeline.training.methods.self_training import agreement
-from pipeline.training.unlabelled import Pictures, Streams
-from tests.streets import HERE, MODEL, make_streets, recipe
+from tests.pipeline.methods_made import VOID, gradients, made, moved, state, streams
+from tests.streets import MODEL, make_streets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torch import Tensor
-
-VOID = 255
 
 
 @pytest.fixture(scope="module")
@@ -42,50 +34,6 @@ def _seeded():
     torch.manual_seed(0)
     yield
     torch.set_num_threads(before)
-
-
-def made(store: Any, method: Any, model: str = MODEL, **changes: Any) -> Any:
-    how = recipe(
-        model=model, method=method, batch=2, ema=None, class_weights="none", precision="fp32",
-        optimiser={"lr": 1e-2, "weight_decay": 0.0, "warmup": 0.0}, **changes,
-    )  # fmt: skip
-    method = make_method(open_model(how, store), how, HERE, Task(VOID, None))
-    method.module.train()
-    return method
-
-
-def streams(*, labels: Tensor | None = None) -> Streams:
-    """Return random batches without end, all of whose pictures show classes 1 and 4."""
-    generator = torch.Generator().manual_seed(1)
-
-    def images() -> Tensor:
-        return torch.randint(0, 256, (2, 32, 40, 3), dtype=torch.uint8, generator=generator)
-
-    def labelled() -> Iterator[Batch]:
-        while True:
-            own = torch.randint(0, 11, (2, 32, 40), dtype=torch.uint8, generator=generator)
-            yield Batch(images(), own if labels is None else labels)
-
-    def others() -> Iterator[Pictures]:
-        present = torch.zeros(2, 11)
-        present[:, [1, 4]] = 1
-        while True:
-            yield Pictures(("a", "b"), images(), torch.ones(2, 32, 40, dtype=torch.bool), present)
-
-    return Streams(labelled(), {"unlabelled": others(), "weak": others()})
-
-
-def gradients(module: nn.Module) -> bool:
-    """Tell whether any parameter has a gradient that is not nothing."""
-    return any(p.grad is not None and p.grad.any() for p in module.parameters())
-
-
-def state(module: nn.Module) -> dict[str, Tensor]:
-    return copy.deepcopy(module.state_dict())
-
-
-def moved(before: dict[str, Tensor], module: nn.Module) -> bool:
-    return any(not torch.equal(v, before[k]) for k, v in module.state_dict().items())
 
 
 # --- views, boxes, pseudo-labels ------------------------------------------------------------------
@@ -424,104 +372,3 @@ def test_the_generator_listens_to_its_classes():
     assert images.min() >= 0
     assert images.max() <= 255
     assert not torch.equal(images, network(other))
-
-
-# --- DecoupledNet ---------------------------------------------------------------------------------
-
-NET = "zoo:decouplednet?width=4"
-
-
-def test_saliency_is_the_gradient_of_the_classes_score():
-    network = load_model(f"{NET}&classes=6").module
-    seen = network.see(torch.randn(2, 3, 64, 96))
-    asked = torch.eye(6)[[3, 5, 3]]
-    asked[2, 1] = 1  # two classes at once
-    which = torch.tensor([0, 1, 1])
-    found = network.classifier.saliency(seen, which, asked)
-    top = seen.top[which].detach().requires_grad_()
-    head = network.classifier
-    maps = head.score(torch.relu(head.second(torch.relu(head.first(top)))))
-    best = maps.amax((2, 3))
-    (wanted,) = torch.autograd.grad((best * best.sigmoid().detach() * asked).sum(), top)
-    assert torch.allclose(found, wanted, atol=1e-7)
-    assert wanted.abs().max() > 1e-5
-
-
-def test_class_maps_differ_by_class():
-    network = load_model(f"{NET}&classes=6").module
-    seen = network.see(torch.randn(1, 3, 64, 64))
-    maps = network.classifier.saliency(seen, torch.zeros(6, dtype=torch.int64), torch.eye(6))
-    for a in range(6):
-        for b in range(a):
-            assert not torch.allclose(maps[a], maps[b])
-    network.segmenter.train()
-    figures = network.figure(seen, torch.zeros(6, dtype=torch.int64), torch.eye(6))
-    assert not torch.allclose(figures[0], figures[1])
-
-
-@pytest.mark.parametrize("background", [None, 0])
-def test_k_classes_cost_k_passes(background):
-    ground = "" if background is None else "&background=0"
-    network = load_model(f"{NET}{ground}&classes=40").module
-    with torch.no_grad():
-        network.classifier.score.bias.copy_(torch.where(torch.arange(40) % 2 == 1, 9.0, -9.0))
-    passes = []
-    network.segmenter.register_forward_hook(lambda _, __, out: passes.append(len(out)))
-    with torch.inference_mode():
-        out = network(torch.randn(2, 3, 32, 64))
-    assert sum(passes) == 2 * (20 + (background is not None))
-    assert out.shape == (2, 40, 32, 64)
-    assert torch.allclose(out.exp().sum(1), torch.ones(2, 32, 64), atol=1e-4)
-    absent = [c for c in range(40) if c % 2 == 0 and c != background]
-    assert out[:, absent].max() < out[:, 1::2].amax(1).min()
-
-
-def test_one_class_is_kept_where_none_is_sure():
-    network = load_model(f"{NET}&classes=5").module
-    with torch.no_grad():
-        network.classifier.score.bias.copy_(torch.tensor([-99.0, -99, -50, -99, -99]))
-    with torch.inference_mode():
-        assert (network(torch.randn(1, 3, 32, 32)).argmax(1) == 2).all()
-
-
-def test_each_stage_trains_its_own_network(store):
-    method = made(store, "decouplednet", "zoo:decouplednet?width=2")
-    classifier, segmenter = method.module.classifier, method.module.segmenter
-    data = streams()
-    before = state(segmenter), state(classifier)
-    method.step(data, 0, 0.1)
-    assert not moved(before[0], segmenter)
-    assert moved(before[1], classifier)
-    before = state(segmenter), state(classifier)
-    for number in range(2):
-        method.module.train()
-        method.step(data, number, 0.7)
-    assert moved(before[0], segmenter)
-    assert not moved(before[1], classifier)  # statistics included
-
-
-def test_nothing_but_void_is_survived(store):
-    method = made(store, "decouplednet", "zoo:decouplednet?width=2")
-    blank = streams(labels=torch.full((2, 32, 40), VOID, dtype=torch.uint8))
-    before = state(method.module.segmenter)
-    loss, _ = method.step(blank, 0, 0.7)
-    assert loss.item() == 0
-    assert not moved(before, method.module.segmenter)
-
-
-def test_figure_and_ground_of_the_classes_asked_for():
-    labels = torch.tensor([[[0, 1, 2, VOID]], [[2, 2, 0, 1]]])
-    asked = torch.tensor([[False, True, False], [True, False, True]])
-    assert _figure(labels, asked, VOID).tolist() == [[[0, 1, 0, -1]], [[1, 1, 1, 0]]]
-
-
-def test_an_image_is_asked_for_one_of_its_classes(store):
-    method = made(store, {"name": "decouplednet", "together": 1.0}, "zoo:decouplednet?width=2")
-    present = torch.zeros(50, 11)
-    present[:49, [2, 5]] = 1
-    asked = method._asked(present)
-    assert asked.sum(1).tolist() == [1] * 49 + [0]
-    assert asked.any(0).nonzero()[:, 0].tolist() == [2, 5]
-    ground = made(store, {"name": "decouplednet", "together": 1.0},
-                  "zoo:decouplednet?width=2&background=2")  # fmt: skip
-    assert ground._asked(present)[0].nonzero()[:, 0].tolist() == [5]
