@@ -41,6 +41,16 @@ def train(
     out: Annotated[str, typer.Option(help="The model directory to write.")],
     split: Annotated[str, typer.Option(help="The split to learn from.")] = "train",
     val_split: Annotated[str, typer.Option(help="The split that picks the best weights.")] = "val",
+    labelled: Annotated[
+        str | None,
+        typer.Option(help="Learn from so few masks: 1/8, a number, or a file of image ids."),
+    ] = None,
+    unlabelled: Annotated[
+        str | None,
+        typer.Option(help="Another store with images to learn from without masks."),
+    ] = None,
+    unlabelled_split: Annotated[str, typer.Option(help="The split of that store.")] = "unlabelled",
+    method: Annotated[str | None, typer.Option(help="Instead of the recipe's; by name.")] = None,
     version: Annotated[
         str | None, typer.Option(help="The store's version or tag; default: the newest.")
     ] = None,
@@ -84,14 +94,23 @@ def train(
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         from pipeline.pseudo.view import View
         from pipeline.pseudo.viewed_store import open_viewed
+        from pipeline.store import Store
         from pipeline.training.launch import Where, launch
         from pipeline.training.recipe import read_recipe
+        from pipeline.training.selection import selected
         from pipeline.training.supervised import Listener, Plan
 
-        chosen = read_recipe(recipe, model=model, minutes=minutes, epochs=epochs, seed=seed)
+        chosen = read_recipe(
+            recipe, model=model, method=method, minutes=minutes, epochs=epochs, seed=seed
+        )
         where = Where(cast("Any", runner), workers, address, gpu)
-        shown = open_viewed(store, version, View.parse(view) if view else None)
-        plan = Plan(shown, chosen, out, split, val_split, tensorboard)
+        source = open_viewed(store, version, View.parse(view) if view else None)
+        few = None if labelled is None else selected(source, split, labelled)
+        others = None if unlabelled is None else Store.open(unlabelled)
+        plan = Plan(
+            source, chosen, out, split, val_split, tensorboard,
+            labelled=few, unlabelled=others, unlabelled_split=unlabelled_split,
+        )  # fmt: skip
         with Progress("train", unit="steps") as progress:
 
             def step(done: int, total: int) -> None:
@@ -111,7 +130,7 @@ def _book(summary: Summary, result: Result, out: str) -> None:
     """Put the run into the summary; an image that couldn't be read counts as failed, once."""
     from pipeline.report.training_page import PAGE
 
-    summary.inputs = result.train_rows + result.val_rows
+    summary.inputs = result.train_rows + result.val_rows + result.other_rows
     summary.failed = result.unreadable
     summary.done = summary.inputs - summary.failed
     summary.paths["model"] = out

@@ -56,6 +56,7 @@ MODELS: Final[Mapping[str, ModelSpec]] = {
     "deeplab_v1_msc": _of("deeplab:DeepLabV1", "Chen 2015, arXiv 1412.7062", 8, multiscale=True),
     "deeplab_v2": _of("deeplab:DeepLabV2", _DEEPLAB2, 8),
     "deeplab_v2_vgg16": _of("deeplab:DeepLabV2VGG", _DEEPLAB2, 8),
+    "decouplednet": _of("decouplednet:DecoupledNet", "after Hong 2015, arXiv 1506.04924", 32),
     "denseaspp121": _of("denseaspp:DenseASPP", _DENSEASPP, 8, depth=121),
     "denseaspp161": _of("denseaspp:DenseASPP", _DENSEASPP, 8, depth=161),
     "denseaspp169": _of("denseaspp:DenseASPP", _DENSEASPP, 8, depth=169),

@@ -137,6 +137,13 @@ class Reader:
     """Images of classes that a smaller share of the images shows are repeated."""
     with_depth: bool = False
     cache: Cache | None = None
+    only: frozenset[str] | None = None
+    """The ids of the images to read; None: all."""
+
+    def reads(self, row: dict[str, Any]) -> bool:
+        """Tell whether this reads a row of its store, given by image_id, split and classes."""
+        chosen = self.only is None or row["image_id"] in self.only
+        return chosen and row["classes"] is not None and row["split"] == self.split
 
     @property
     def where(self) -> pc.Expression:
@@ -151,17 +158,22 @@ class Reader:
     def survey(self) -> Survey:
         """Count the split's rows and its classes' pixels."""
         out = Survey(0, 0, *(np.zeros(self.channels.count, np.int64) for _ in range(3)))
-        for batch in self.store.scan(["classes", "label_space"], self.where, 4096):
-            for row in batch.to_pylist():
-                if row["classes"] is None:
-                    out.unlabelled += 1
-                    continue
+        for row in self._known():
+            if row["classes"] is None:
+                out.unlabelled += 1
+            elif self.reads(row):
                 out.labelled += 1
                 counts = self._channel_pixels(row["label_space"], row["classes"])
                 out.pixels += counts
                 out.home += (counts > 0) * counts.sum()
                 out.images += counts > 0
         return out
+
+    def _known(self) -> Iterator[dict[str, Any]]:
+        """Yield what the split's rows say of their classes."""
+        columns = ["image_id", "split", "classes", "label_space"]
+        for batch in self.store.scan(columns, self.where, 4096):
+            yield from batch.to_pylist()
 
     @cached_property
     def _factors(self) -> NDArray[np.float64]:
@@ -182,10 +194,9 @@ class Reader:
         if self.oversample is None:
             return self.survey.labelled
         total = 0.0
-        for batch in self.store.scan(["classes", "label_space"], self.where, 4096):
-            for row in batch.to_pylist():
-                if row["classes"] is not None:
-                    total += self._repeats(row["label_space"], row["classes"])
+        for row in self._known():
+            if self.reads(row):
+                total += self._repeats(row["label_space"], row["classes"])
         return int(total)
 
     def _channel_pixels(self, space: str, classes: list[dict[str, Any]]) -> NDArray[np.int64]:
@@ -204,6 +215,8 @@ class Reader:
         for batch in self.store.scan(columns, self.where, _SCAN_ROWS):
             for at in range(batch.num_rows):
                 if not batch["mask"][at].is_valid:
+                    continue
+                if self.only is not None and batch["image_id"][at].as_py() not in self.only:
                     continue
                 index += 1
                 if (index - 1) % world == rank:

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import UnknownName, UsageError
+from pipeline.training.methods.options import AnyMethod, Supervised
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -131,6 +132,8 @@ class Recipe(_Part):
     """Size that all images are brought to, now and in use; None: the model's, or their own."""
     depth: DepthScale | None = None
     """For models of colour and depth: reads the store's depth maps beside the images."""
+    method: AnyMethod = Supervised()
+    """How it learns: from labels alone, or with one of `pipeline.training.methods`."""
     augment: Augment
     optimiser: Optimiser = Optimiser()
     loss: Annotated[tuple[LossTerm, ...], Field(min_length=1)] = (LossTerm(name="cross-entropy"),)
@@ -169,6 +172,14 @@ class Recipe(_Part):
     def _ends(self) -> Self:
         if self.epochs is None and self.minutes is None:
             raise ValueError("name epochs, minutes or both: the run would have no end")
+        return self
+
+    @model_validator(mode="after")
+    def _colours_alone(self) -> Self:
+        if self.depth is not None and self.method.name != "supervised":
+            raise ValueError(
+                f"method {self.method.name!r} learns from colours alone; leave depth out"
+            )
         return self
 
     def plain(self) -> dict[str, Any]:

@@ -7,8 +7,8 @@ can be killed and resumed; on one process with `epochs` the result is that of an
 from __future__ import annotations
 
 import math
-from contextlib import closing
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,15 +22,16 @@ from pipeline.models.weights import digest
 from pipeline.pseudo.viewed_store import ViewedStore
 from pipeline.report.training_page import PAGE, training_page
 from pipeline.training import checkpoint
-from pipeline.training.batches import Epoch, train_batches
+from pipeline.training.batches import Epoch
 from pipeline.training.board import Board, check_board
 from pipeline.training.cache import Cache
 from pipeline.training.data import Channels, Reader
-from pipeline.training.learner import Learner, Task, open_model
+from pipeline.training.learner import Task, open_model
 from pipeline.training.losses import criterion
+from pipeline.training.methods import make_method
 from pipeline.training.schedule import Clock
+from pipeline.training.unlabelled import ImageReader, open_streams
 from pipeline.training.validate import validate
-from pipeline.training.waiting import Timed
 from pipeline.training.weighting import class_weights
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
     from pipeline.metrics.confusion import Tally
     from pipeline.store import Store
+    from pipeline.training.methods.options import Stream
     from pipeline.training.place import Place
     from pipeline.training.recipe import Recipe
 
@@ -59,6 +61,16 @@ class Plan:
     val_split: str = "val"
     tensorboard: str | None = None
     """A folder for TensorBoard's files."""
+    labelled: frozenset[str] | None = None
+    """The ids of the labelled images to learn from; None: all."""
+    unlabelled: Store | None = None
+    """Where images without masks are, for methods that learn from them.
+
+    None: the store's own that have none, those of its split "unlabelled", and those whose masks
+    `labelled` holds back.
+    """
+    unlabelled_split: str = "unlabelled"
+    """The split of that other store."""
 
     def identity(self) -> dict[str, Any]:
         """Return what must agree for a killed run to go on."""
@@ -70,7 +82,34 @@ class Plan:
             **({"view": view} if view else {}),
             "split": self.split,
             "val split": self.val_split,
+            "labelled": None if self.labelled is None else _digest(self.labelled),
+            "unlabelled": None
+            if self.unlabelled is None
+            else [self.unlabelled.url, self.unlabelled.version, self.unlabelled_split],
         }
+
+    def readers(self, channels: Channels) -> tuple[Reader, dict[Stream, ImageReader]]:
+        """Return the reader of labelled images, and of what else the recipe's method needs."""
+        recipe = self.recipe
+        labelled = Reader(
+            self.store, self.split, channels, oversample=recipe.oversample, only=self.labelled,
+            with_depth=recipe.depth is not None,
+        )  # fmt: skip
+        if recipe.cache == "memory":
+            labelled.cache = Cache(recipe.cache_mib << 20)
+        source, split = self.store, self.split
+        taken: Reader | None = labelled
+        if self.unlabelled is not None:
+            source, split, taken = self.unlabelled, self.unlabelled_split, None
+        return labelled, {
+            name: ImageReader(source, split, channels, taken=taken, weak=name == "weak")
+            for name in sorted(recipe.method.needs)
+        }
+
+
+def _digest(ids: frozenset[str]) -> str:
+    """Name a choice of images in a few letters."""
+    return f"{len(ids)} images {sha256(chr(10).join(sorted(ids)).encode()).hexdigest()[:12]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +133,8 @@ class Result:
     digest: str
     train_rows: int
     val_rows: int
+    other_rows: int
+    """Images without masks that the method learned from."""
     unreadable: int
     failures: dict[str, str]
     """Image ids that could not be read, and why: the first hundred."""
@@ -119,6 +160,7 @@ def read_result(url: str) -> Result:
         digest=described["digest"],
         train_rows=record["rows"]["train"],
         val_rows=record["rows"]["val"],
+        other_rows=max(record["rows"].get(name, 0) for name in ("unlabelled", "weak")),
         unreadable=record["unreadable"],
         failures=record["unreadable_first"],
         seconds=record["seconds"],
@@ -153,10 +195,10 @@ def preflight(plan: Plan) -> None:
     if plan.tensorboard is not None:
         check_board()
     model = open_model(plan.recipe, plan.store)
-    _check_rows(Reader(plan.store, plan.split, Channels(model.label_space)))
+    _check_rows(plan, *plan.readers(Channels(model.label_space)))
 
 
-def _check_rows(reader: Reader) -> None:
+def _check_rows(plan: Plan, reader: Reader, others: dict[Stream, ImageReader]) -> None:
     survey, url = reader.survey, reader.store.url
     if not survey.labelled:
         raise StoreError(
@@ -167,6 +209,8 @@ def _check_rows(reader: Reader) -> None:
             f"{url}: no pixel of split {reader.split!r} has a class of label space "
             f"{reader.channels.space.name!r}"
         )
+    for other in others.values():
+        other.check(plan.recipe.method.name)
 
 
 class _Run:
@@ -185,20 +229,16 @@ class _Run:
         self._clock.before = self._progress.seconds
         self._model = open_model(recipe, plan.store)
         channels = Channels(self._model.label_space)
+        self._train, self._others = plan.readers(channels)
         depth = recipe.depth is not None
-        self._train = Reader(
-            plan.store, plan.split, channels, oversample=recipe.oversample, with_depth=depth
-        )
-        if recipe.cache == "memory":
-            self._train.cache = Cache(recipe.cache_mib << 20)
         self._val = Reader(plan.store, plan.val_split, channels, with_depth=depth)
-        _check_rows(self._train)
+        _check_rows(plan, self._train, self._others)
         if recipe.epochs is not None:
             self._clock.total_steps = recipe.epochs * self._steps
         self._class_weights = self._weigh()
         weights = self._class_weights
         tensor = None if weights is None else torch.from_numpy(weights).to(place.device)
-        self._learner = Learner(self._model, recipe, place, Task(channels.void, tensor))
+        self._learner = make_method(self._model, recipe, place, Task(channels.void, tensor))
         if found is not None:
             self._learner.restore(found[1])
         wanted = plan.tensorboard is not None and place.rank == 0
@@ -245,7 +285,10 @@ class _Run:
         progress.epoch = number + 1
         best = self._validate(row) if self._due() else False
         progress.seconds = row["seconds"] = round(self._clock.elapsed, 2)
-        progress.failures |= self._place.gathered(self._train.failures | self._val.failures)
+        failures: dict[str, str] = {}
+        for reader in (self._train, self._val, *self._others.values()):
+            failures |= reader.failures
+        progress.failures |= self._place.gathered(failures)
         progress.history.append(row)
         if self._place.rank == 0:
             self._save(best=best)
@@ -258,26 +301,26 @@ class _Run:
         total = torch.zeros((), device=place.device)
         size = self._model.preprocessing.size
         shape = self._shape(number)
-        with closing(train_batches(self._train, self._recipe, shape, place, size)) as batches:
-            ready = Timed(batches, place.device)
+        with open_streams(self._train, self._others, self._recipe, shape, place, size) as streams:
             for _ in range(self._steps):
                 share = self._share()
                 if share >= 1 and progress.step:
                     break
-                loss, lr = self._learner.step(ready, progress.step, share)
+                loss, lr = self._learner.step(streams, progress.step, share)
                 total += loss
                 steps += 1
                 progress.step += 1
                 self._listener.step(progress.step, self._clock.total_steps or 0)
-            waited, seconds = ready.seconds()
+            waited, seconds = streams.seconds()
         mean = float(place.total(total)) / max(1, steps * place.world)
         if not math.isfinite(mean):
             raise ModelError(
                 f"{self._plan.out}: the loss is {mean} in epoch {number + 1}; lower optimiser.lr "
                 "or set optimiser.clip_norm"
             )
-        times = {"train_seconds": round(seconds, 3), "wait": round(waited, 3)}
-        return {"steps": steps, "loss": mean if steps else None, "lr": lr, **times}
+        row = {"steps": steps, "loss": mean if steps else None, "lr": lr}
+        row |= {"train_seconds": round(seconds, 3), "wait": round(waited, 3)}
+        return row | self._learner.figures()
 
     def _shape(self, number: int) -> Epoch:
         recipe = self._recipe
@@ -346,7 +389,7 @@ class _Run:
         weights, space = self._class_weights, self._model.label_space
         names = [space.by_id[i].name for i in space.train_ids]
         return {
-            "method": "supervised",
+            "method": self._recipe.method.name,
             "recipe": self._recipe.plain(),
             "store": plan.store.url,
             "store_version": plan.store.version,
@@ -371,7 +414,8 @@ class _Run:
 
     def _rows(self) -> dict[str, int]:
         train, val = self._train.survey, self._val.survey
-        return {"train": train.labelled, "val": val.labelled, "without_mask": train.unlabelled}
+        rows = {"train": train.labelled, "val": val.labelled, "without_mask": train.unlabelled}
+        return rows | {name: reader.images for name, reader in self._others.items()}
 
     def finish(self) -> None:
         """Close the run's record."""

@@ -37,14 +37,18 @@ class Normaliser:
 
         NHWC bytes become channels-last without a copy.
         """
-        moved = batch.images.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
-        colours = (moved.float() - self._mean) * self._scale
+        colours = self.colours(batch.images)
         if batch.depth is None or self._depth is None:
             return colours
         metres = batch.depth.to(self._device, non_blocking=True)[:, None]
         mean, std = self._depth
         depth = torch.where(metres > 0, (metres - mean) / std, 0.0)
         return torch.cat((colours, depth), dim=1).contiguous(memory_format=torch.channels_last)
+
+    def colours(self, images: Tensor) -> Tensor:
+        """Return float [N, 3, H, W] of uint8 images [N, H, W, 3]."""
+        moved = images.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
+        return (moved.float() - self._mean) * self._scale
 
 
 def validate(
