@@ -84,6 +84,13 @@ MODELS: Final[Mapping[str, ModelSpec]] = {
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
     ),
+    "lite-lraspp": ModelSpec(
+        "pipeline.models.lite:LiteLRASPP",
+        "ours, on Howard 2019, arXiv 1905.02244",
+        input_multiple=32,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+    ),
     "linknet": _of("linknet:LinkNet", "Chaurasia 2017, arXiv 1707.03718"),
     "pspnet50": _of("pspnet:PSPNet", _PSPNET, 8, depth=50),
     "pspnet101": _of("pspnet:PSPNet", _PSPNET, 8, depth=101),

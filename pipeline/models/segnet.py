@@ -27,7 +27,6 @@ _DECODER: Final = (
     (128, 128, 64),
 )
 """Widths of each level, from the deepest; the last level is 64, 64, classes."""
-_BASIC: Final = 64
 
 
 class SegNet(nn.Module):
@@ -55,18 +54,18 @@ class SegNet(nn.Module):
 class SegNetBasic(nn.Module):
     """Return logits [N, classes, H, W] of an image batch [N, 3, H, W]; four 7x7 levels each way."""
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, width: int = 64) -> None:
         super().__init__()
         self.norm = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75)
-        widths = (3, *[_BASIC] * 4)
+        widths = (3, *[width] * 4)
         self.encoder = nn.ModuleList(
             conv_norm(widths[i], widths[i + 1], 7, bias=True) for i in range(4)
         )
         # The decoder has no ReLU (section 3.1).
         self.decoder = nn.ModuleList(
-            conv_norm(_BASIC, _BASIC, 7, bias=True, act=False) for _ in range(4)
+            conv_norm(width, width, 7, bias=True, act=False) for _ in range(4)
         )
-        self.head = nn.Conv2d(_BASIC, classes, 1)
+        self.head = nn.Conv2d(width, classes, 1)
         he_normal(self)
 
     def forward(self, image: Tensor) -> Tensor:

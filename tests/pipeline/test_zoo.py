@@ -141,6 +141,7 @@ PARAMETERS = [  # name, options, classes, count, where the count is from
     ("icnet", {}, 19, 6_699_993 - 6, "hszhao/ICNet: icnet_cityscapes_bnnomerge.prototxt"),
     ("lite-fpn", {}, 11, 1_498_635, "ours"),
     ("lite-fpn", {}, 19, 1_499_411, "ours"),
+    ("lite-lraspp", {}, 11, 1_452_366, "ours"),
     ("linknet", {}, 11, 11_535_659, "e-lab/LinkNet: model.lua; paper 11.5 M"),
     ("linknet", {}, 19, 11_536_691, "e-lab/LinkNet: model.lua"),
     ("linknet", {}, 20, 11_536_820, "e-lab/LinkNet: model.lua"),
@@ -193,7 +194,14 @@ def test_published_millions_are_near():
 # --- sizes and gradients -------------------------------------------------------------------------
 
 EVEN = (64, 96)
-STRIDES = {"decouplednet": 1, "dilation10": 1, "enet": 1, "icnet": 4, "lite-fpn": 4}
+STRIDES = {
+    "decouplednet": 1,
+    "dilation10": 1,
+    "enet": 1,
+    "icnet": 4,
+    "lite-fpn": 4,
+    "lite-lraspp": 8,
+}
 """Where logits are denser than what sides of the input divide by."""
 ODD = [(321, 243), (32, 32)]
 DEEPER = ("67", "101", "103", "152", "161", "169", "201")
