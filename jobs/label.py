@@ -260,7 +260,7 @@ def label(
     """Label images in bulk: listed, minus what is done, on segmenters, exactly once."""
     with command("label", as_json=as_json, debug=debug, max_errors=max_errors) as summary:
         began = time.perf_counter()
-        from pipeline.labelling import LabelJob, check_source, label_digest, void_share
+        from pipeline.labelling import LabelJob, check_depth, check_source, label_digest, void_share
         from pipeline.labelling import label as label_images
         from pipeline.models.ensemble import uri_of
         from pipeline.models.shipped import DEFAULT, announcement
@@ -299,6 +299,7 @@ def label(
         resources = Resources.parse(actors, gpus=gpus)
         loaded = factory.load()  # workers in this process use it too; those of Ray load their own
         check_model(loaded, options)
+        check_depth(images, loaded)
         digest, space = label_digest(loaded.digest, options), loaded.label_space
         job = LabelJob(images, digest, dataset, where, choice, shard_images)
         if dry_run:
