@@ -26,7 +26,7 @@ import torch
 from pipeline import depth as depth_cells
 from pipeline import masks
 from pipeline.errors import CorruptImage, InputError, ModelError, WorkerDied
-from pipeline.files import read_url
+from pipeline.files import read_listed, read_url
 from pipeline.images import decode, header
 from pipeline.labels.margin import with_margin
 from pipeline.models import load_model
@@ -288,6 +288,10 @@ class _ReadAhead:
         data = self._embedded.get(sample.path)
         if data is not None:
             return data
+        # Of what a store or a list calls a fingerprint nothing is known.
+        if sample.path[:1] == "/" and sample.fingerprint and sample.payload is None:
+            with self._spent.on("read"):
+                return read_listed(sample.path, sample.fingerprint)
         with self._lock:
             coming = self._coming.pop(sample.path, None)
             after = next(self._left, None) if coming is not None else None
