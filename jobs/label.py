@@ -49,12 +49,13 @@ def label(
     ],
     store: Annotated[str, typer.Argument(help="The label store to write to; made when absent.")],
     model: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             metavar="URI",
-            help="run:DIR, hf:NAME, onnx:FILE, ...: docs/models.md; several: their mean.",
+            help="run:DIR, hf:NAME, onnx:FILE, ...: docs/models.md; several: their mean. Default: "
+            "a small one of street scenes that comes with segmill.",
         ),
-    ],
+    ] = None,
     weights: Annotated[
         str | None, typer.Option(metavar="FILE", help="Weights to load into it.")
     ] = None,
@@ -259,9 +260,10 @@ def label(
     """Label images in bulk: listed, minus what is done, on segmenters, exactly once."""
     with command("label", as_json=as_json, debug=debug, max_errors=max_errors) as summary:
         began = time.perf_counter()
-        from pipeline.labelling import LabelJob, check_source, label_digest, void_share
+        from pipeline.labelling import LabelJob, check_depth, check_source, label_digest, void_share
         from pipeline.labelling import label as label_images
         from pipeline.models.ensemble import uri_of
+        from pipeline.models.shipped import DEFAULT, announcement
         from pipeline.models.uri import absolute
         from pipeline.predict.options import LabelOptions, check_model
         from pipeline.runner import Resources, check_runner, choose
@@ -288,13 +290,16 @@ def label(
         )
         check_source(images, dataset=dataset, where=where)
         check_metrics(metrics)
-        uri = uri_of([absolute(m) for m in model])
+        if not model:
+            note(announcement(DEFAULT))
+        uri = uri_of([absolute(m) for m in model or [DEFAULT]])
         weights = absolute(weights) if weights else None
         factory = SegmenterFactory(uri, weights, label_space, options)
         gpus = default_gpus(address) if gpus_per_actor is None else gpus_per_actor
         resources = Resources.parse(actors, gpus=gpus)
         loaded = factory.load()  # workers in this process use it too; those of Ray load their own
         check_model(loaded, options)
+        check_depth(images, loaded)
         digest, space = label_digest(loaded.digest, options), loaded.label_space
         job = LabelJob(images, digest, dataset, where, choice, shard_images)
         if dry_run:

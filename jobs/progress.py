@@ -28,18 +28,20 @@ _UNITS: Final = (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s
 
 @dataclass(slots=True)
 class Pace:
-    """How fast a count grows, now and from the start.
+    """How fast a count grows from `base` on, now and since the start.
 
     "Now" is the last minute, or longer where few steps come: at least the last eight. Steps within
     one second are kept as one.
     """
 
     start: float
+    base: float = 0.0
+    """The count at the start: what an earlier session did says nothing of this one's pace."""
     _steps: deque[tuple[float, float]] = field(default_factory=deque)
 
     def reach(self, count: float, now: float) -> None:
         """Note the count at a time."""
-        steps = self._steps or deque([(self.start, 0.0)])
+        steps = self._steps or deque([(self.start, self.base)])
         self._steps = steps
         if len(steps) > 1 and now - steps[-2][0] < 1:
             steps.pop()
@@ -56,7 +58,8 @@ class Pace:
 
     def overall(self, now: float) -> float:
         """Return the growth a second since the start."""
-        return self._steps[-1][1] / max(now - self.start, 1e-9) if self._steps else 0.0
+        grown = self._steps[-1][1] - self.base if self._steps else 0.0
+        return grown / max(now - self.start, 1e-9)
 
 
 def span(seconds: float) -> str:
@@ -81,6 +84,10 @@ class State:
         self._failed = 0
         self._crew: Crew | None = None
         self._pace, self._busy, self._lives = Pace(now), Pace(now), Pace(now)
+
+    def go_on(self, done: int) -> None:
+        """Note that an earlier session did so many."""
+        self.done, self._pace = done, Pace(self._pace.start, done)
 
     def listing(self, listed: int, todo: int) -> None:
         """Note how far a listing is."""
@@ -107,7 +114,7 @@ class State:
             return [f"{self._listed[0]:,} listed", f"{self._listed[1]:,} to do"]
         late, mean = self._pace.recent(now), self._pace.overall(now)
         found = []
-        if self.done:
+        if self.done > self._pace.base:
             also = "" if short else f" now, {_number(mean)} on average"
             found.append(f"{_number(late)} {self._unit}/s{also}")
         if self.total and late:
@@ -188,6 +195,11 @@ class Progress:
             self._bar.stop()
         if self._speaker is not None:
             self._speaker.join()
+
+    def go_on(self, done: int) -> None:
+        """Say that work goes on where an earlier session came to `done` inputs."""
+        with self._lock:
+            self._state.go_on(done)
 
     def advance(self, count: int = 1, *, total: int | None = None) -> None:
         """Count `count` more inputs as finished; `total` corrects the number expected."""

@@ -104,6 +104,7 @@ def pseudo_label(
     """Label a bucket softly, and say from held-out truth what to keep and how good it may be."""
     with command("pseudo-label", as_json=as_json, debug=debug, max_errors=max_errors) as summary:
         from pipeline.files import open_sink
+        from pipeline.labelling import check_depth
         from pipeline.models.ensemble import uri_of
         from pipeline.models.uri import absolute
         from pipeline.predict.options import LabelOptions, check_model
@@ -125,6 +126,7 @@ def pseudo_label(
         factory = SegmenterFactory(uri_of([absolute(m) for m in model]), options=options)
         loaded = factory.load()
         check_model(loaded, options)
+        check_depth(images, loaded)
         factory = replace(factory, digest=loaded.digest)
         target_store = Store.create(out, [loaded.label_space])
         work = _Work(factory, loaded.digest, runner, address, metrics, summary)

@@ -27,6 +27,8 @@ from jobs.console import (
 from jobs.progress import Progress
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from jobs.console import Summary
     from pipeline.training.supervised import Result
 
@@ -112,12 +114,23 @@ def train(
             labelled=few, unlabelled=others, unlabelled_split=unlabelled_split,
         )  # fmt: skip
         with Progress("train", unit="steps") as progress:
-
-            def step(done: int, total: int) -> None:
-                progress.advance(total=total or None)
-
-            result = launch(plan, where, Listener(step, _tell_epoch), resume=resume)
+            listener = Listener(_telling_steps(progress), _tell_epoch)
+            result = launch(plan, where, listener, resume=resume)
         _book(summary, result, out)
+
+
+def _telling_steps(progress: Progress) -> Callable[[int, int], None]:
+    """Return what hears of steps, counted from the run's start; the first may be a later one."""
+    heard = False
+
+    def step(done: int, total: int) -> None:
+        nonlocal heard
+        if not heard:
+            progress.go_on(done - 1)
+            heard = True
+        progress.reach(done, total or None)
+
+    return step
 
 
 def _tell_epoch(row: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
-from pipeline.errors import CorruptMask
+from pipeline.errors import CorruptMask, MissingFile, SizeMismatch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -93,3 +93,28 @@ def metres(depth: Depth, path: str = "depth cell") -> NDArray[np.float32] | None
     if scale == 1.0:
         return values.astype(np.float32, copy=False)
     return (values.astype(np.float64) * scale).astype(np.float32)
+
+
+def beside(depth: Depth | None, shape: tuple[int, ...], image_id: str) -> NDArray[np.float32]:
+    """Return what a network gets of a record's depth: metres, float32 [H, W].
+
+    0 where nothing sound was measured. `shape` is that of the image it lies on.
+
+    Raises:
+        MissingFile: the record holds none.
+        CorruptMask: it is damaged.
+        SizeMismatch: it has another size than the image.
+    """
+    found = None if depth is None else metres(depth, f"{image_id}: depth")
+    if found is None:
+        raise MissingFile(
+            image_id, "the store holds no depth map of it",
+            "ingest a dataset with depth (nyuv2, sunrgbd), or take a model of colours",
+        )  # fmt: skip
+    if found.shape != shape:
+        raise SizeMismatch(
+            image_id,
+            f"its depth map is {found.shape[0]}x{found.shape[1]}, its image {shape[0]}x{shape[1]}",
+            "ingest the image again, it changed since",
+        )
+    return np.where(np.isfinite(found) & (found > 0), found, np.float32(0))

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
-from pipeline.errors import LayoutError, MissingFile, UnsafePath, UsageError
+from pipeline.errors import InputError, LayoutError, MissingFile, UnsafePath, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -245,6 +245,33 @@ def read_url(url: str, **storage_options: Any) -> bytes:
                 raise unreadable(url, error) from None
     tree, name = locate(url, **storage_options)
     return tree.read(name)
+
+
+def read_listed(path: str, fingerprint: str) -> bytes:
+    """Return a local file's bytes, which are those that a walk listed under a fingerprint.
+
+    Raises:
+        MissingFile: it is absent or cannot be read.
+        InputError: it was written to since.
+    """
+    with open_local(path) as file:
+        try:
+            data = file.read()
+            # Of what was opened: a file that was put in its place meanwhile is another one.
+            now = fingerprint_of(os.fstat(file.fileno()))
+            if now != fingerprint:  # some mounts tell another time of an open file
+                now = fingerprint_of(os.stat(path))
+        except OSError as error:
+            raise unreadable(path, error) from None
+    if now != fingerprint:
+        mend = "run the same command again when nothing writes to it"
+        raise InputError(path, "changed after it was listed", mend)
+    return data
+
+
+def fingerprint_of(status: os.stat_result) -> str:
+    """Return what changes when a local file changes."""
+    return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def locate(url: str, **storage_options: Any) -> tuple[Tree, str]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from pipeline.models.loaded import LoadedModel
     from pipeline.predict.options import LabelOptions
     from pipeline.record import Sample
     from pipeline.runner import Runner
@@ -103,6 +104,19 @@ def check_source(source: str, *, dataset: str = "", where: str | None = None) ->
     next(list_sample_batches(source, "", dataset=dataset, where=where), None)
 
 
+def check_depth(source: str, model: LoadedModel) -> None:
+    """Check that a source can have what a model of colours and depth takes.
+
+    Raises:
+        UsageError: it holds images alone.
+    """
+    if model.preprocessing.depth is not None and not _is_store(source):
+        raise UsageError(
+            f"{model.uri} takes colours and depth, and {source} holds images alone; name a label "
+            "store whose rows have depth, or a model of colours"
+        )
+
+
 def _is_store(source: str) -> bool:
     """Tell whether a source is a label store; Delta is asked only of what could be one."""
     path = local_path(source)
@@ -127,7 +141,7 @@ def _stored_batches(source: str, digest: str, where: str | None) -> Iterator[pa.
     from pipeline.store import Store
 
     store = Store.open(source)
-    outside: dict[str, Any] = {"as_stored": True}
+    outside: dict[str, Any] = {"as_stored": True, "row_of": [store.url, store.version]}
     inside = json.dumps(outside | {"store": store.url, "version": store.version})
     columns = ["image_id", "dataset", "split", "fingerprint", "image.path"]
     columns.append("provenance.model_digest")

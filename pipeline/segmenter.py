@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from pipeline import depth as depth_cells
 from pipeline import masks
 from pipeline.errors import CorruptImage, InputError, ModelError, WorkerDied
-from pipeline.files import read_url
+from pipeline.files import read_listed, read_url
 from pipeline.images import decode, header
 from pipeline.labels.margin import with_margin
 from pipeline.models import load_model
@@ -33,13 +34,13 @@ from pipeline.models.device_errors import device_lost
 from pipeline.predict.options import LabelOptions
 from pipeline.predict.predictor import Picture, Predicted, Predictor
 from pipeline.predict.stream import Stream
-from pipeline.record import File, Provenance, Record
+from pipeline.record import Depth, File, Provenance, Record
 from pipeline.runner import cores
 from pipeline.spent import Spent
 from pipeline.trees.ahead import is_far, share
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from concurrent.futures import Future
 
     from pipeline.label_space import LabelSpace
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from pipeline.store import Store
 
 _MOST_THREADS: Final = 16
+_Key = tuple[str, str]
+"""An image's dataset and path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +168,7 @@ class Segmenter:
         self._threads = options.threads or _threads(device)
         self.predictor = Predictor(model, device, options)
         self._reduced = options.decode == "reduced"
+        self._with_depth = model.preprocessing.depth is not None
         self.spent = Spent()
         """Where the time went; whoever drives the segmenter takes it."""
         if device.type == "cpu":
@@ -179,9 +183,10 @@ class Segmenter:
         """
         pool = ThreadPoolExecutor(self._threads, "segmill-images")
         with self.spent.on("wait"):
+            depths = _depths(samples) if self._with_depth else {}
             read_ahead = _ReadAhead(samples, self.spent)
         try:
-            decode = partial(self._decode, read=read_ahead)
+            decode = partial(self._decode, read=read_ahead, depths=depths)
             stream = Stream(self.predictor, self.spent, pool, self._encode)
             with losing_device():
                 yield from stream.run(samples, decode)
@@ -189,7 +194,9 @@ class Segmenter:
             read_ahead.close()
             pool.shutdown(cancel_futures=True)
 
-    def _decode(self, sample: Sample, read: _ReadAhead) -> _Decoded | InputError:
+    def _decode(
+        self, sample: Sample, read: _ReadAhead, depths: Mapping[_Key, Depth]
+    ) -> _Decoded | InputError:
         """Read and decode an image; one of a dataset keeps the grid that its labels lie on."""
         try:
             data = read(sample)
@@ -201,7 +208,12 @@ class Segmenter:
                 size = size[::-1] if orientation > 4 else size
                 at_least = self.predictor.enough(*size) if self._reduced else None
                 pixels = decode(data, sample.path, orient=as_seen, at_least=at_least)
-                return _Decoded(sample, Picture(pixels, size, sample.path), orientation)
+                depth = None
+                if self._with_depth:
+                    cell = depths.get((sample.dataset, sample.path))
+                    depth = depth_cells.beside(cell, size, sample.image_id)
+                picture = Picture(pixels, size, sample.path, depth)
+                return _Decoded(sample, picture, orientation)
         except InputError as error:
             return error
         except OSError as error:
@@ -276,6 +288,10 @@ class _ReadAhead:
         data = self._embedded.get(sample.path)
         if data is not None:
             return data
+        # Of what a store or a list calls a fingerprint nothing is known.
+        if sample.path[:1] == "/" and sample.fingerprint and sample.payload is None:
+            with self._spent.on("read"):
+                return read_listed(sample.path, sample.fingerprint)
         with self._lock:
             coming = self._coming.pop(sample.path, None)
             after = next(self._left, None) if coming is not None else None
@@ -316,6 +332,28 @@ def _embedded_bytes(samples: Sequence[Sample]) -> dict[str, bytes]:
         for batch in _opened(url, version).scan(["image"], near, 16):
             held: Iterable[dict[str, Any]] = batch["image"].to_pylist()
             found.update({i["path"]: i["bytes"] for i in held if i["bytes"] is not None})
+    return found
+
+
+def _depths(samples: Sequence[Sample]) -> dict[_Key, Depth]:
+    """Return the depth maps of samples that are rows of a store, where it has them."""
+    import pyarrow.compute as pc
+
+    rows = {
+        tuple(s.payload["row_of"])
+        for s in samples
+        if isinstance(s.payload, dict) and "row_of" in s.payload
+    }
+    found: dict[_Key, Depth] = {}
+    ids = [s.image_id for s in samples]
+    key = pc.field("image_id")
+    near = (key >= min(ids)) & (key <= max(ids)) & key.isin(ids)
+    for url, version in rows:
+        columns = ["dataset", "image.path", "depth"]
+        for batch in _opened(url, version).scan(columns, near, 16):
+            for row in batch.to_pylist():
+                if row["depth"] is not None:
+                    found[row["dataset"], row["image.path"]] = Depth(**row["depth"])
     return found
 
 

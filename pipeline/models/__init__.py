@@ -10,6 +10,7 @@
 | `onnx:<file>` | onnxruntime |
 | `export:<file>.pt2`, `script:<file>` | programs of torch.export and TorchScript |
 | `run:<directory>` | a model directory: model.json and weights.safetensors |
+| `shipped:camvid-lite` | a model directory that comes with segmill |
 | `python:package.module:factory` | a function of the user's own |
 | `ensemble:URI|URI` | several models, their probabilities averaged |
 
@@ -52,6 +53,7 @@ KINDS: Final[Mapping[str, str]] = {
     "python": "pipeline.models.python",
     "run": "pipeline.models.directory",
     "script": "pipeline.models.script",
+    "shipped": "pipeline.models.shipped",
     "smp": "pipeline.models.smp",
     "torchvision": "pipeline.models.torchvision",
     "zoo": "pipeline.models.zoo",

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.models.architectures import MODELS
 from pipeline.models.heads import parameters_in_use
 from pipeline.models.loaded import Architecture
+from pipeline.models.shipped import KIND, SHIPPED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -108,6 +109,8 @@ def entries() -> Iterator[Entry]:
     """Yield all networks by kind and name; imports no library."""
     for name, spec in MODELS.items():
         yield Entry("zoo", name, "segmill", spec.source, {})
+    for name, shipped in SHIPPED.items():
+        yield Entry(KIND, name, "segmill", shipped.source, {})
     library = f"segmentation-models-pytorch {version('segmentation-models-pytorch')}"
     for name, (encoder, source) in _SMP.items():
         yield Entry("smp", name, library, source, {"encoder_name": encoder})
@@ -149,10 +152,12 @@ def _unfilled(entry: Entry, classes: int) -> tuple[nn.Module, int, Size | None]:
 def _build(entry: Entry, classes: int) -> tuple[nn.Module, int, Size | None]:
     """Return a network, what its input's sides divide by, and its input's size if it has one."""
     architecture = Architecture(entry.kind, entry.name, entry.options)
-    if entry.kind == "zoo":
+    if entry.kind == KIND:
+        architecture = Architecture("zoo", SHIPPED[entry.name].network)
+    if architecture.kind == "zoo":
         from pipeline.models import zoo
 
-        return zoo.build(architecture, classes), MODELS[entry.name].input_multiple, None
+        return zoo.build(architecture, classes), MODELS[architecture.name].input_multiple, None
     if entry.kind == "smp":
         from pipeline.models import smp
 

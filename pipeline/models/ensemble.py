@@ -64,7 +64,8 @@ def together(text: str, members: Sequence[LoadedModel]) -> LoadedModel:
     """Return an ensemble of loaded models as one model, still without a digest.
 
     Raises:
-        UsageError: label spaces differ, a member finds objects, or two are the same model.
+        UsageError: label spaces differ, a member finds objects or takes depth, or two are the same
+            model.
     """
     members = sorted(members, key=lambda m: m.digest)
     first = members[0]
@@ -81,6 +82,8 @@ def together(text: str, members: Sequence[LoadedModel]) -> LoadedModel:
     for member in members:
         if member.objects is not None:
             raise UsageError(f"{member.uri} finds objects: there is no mean of these; label by one")
+        if getattr(member.module, "in_channels", 3) != 3:
+            raise UsageError(f"{member.uri} takes more than colours: it labels alone")
     sizes = {(m.preprocessing.size, m.preprocessing.edge) for m in members}
     multiple = math.lcm(*(m.preprocessing.multiple for m in members))
     # Members of different sizes leave it open: `pipeline.predict.options` has the user choose.

@@ -50,15 +50,16 @@ class Lanes:
         if self._beside:
             self._up, self._down = _CUDA.Stream(device), _CUDA.Stream(device)
 
-    def up(self, arrays: Sequence[NDArray[np.uint8]]) -> Tensor:
-        """Begin to copy arrays of one shape to the device, as one tensor [N, ...].
+    def up(self, arrays: Sequence[NDArray[np.uint8]] | Sequence[NDArray[np.float32]]) -> Tensor:
+        """Begin to copy arrays of one shape and type to the device, as one tensor [N, ...].
 
         What is computed from it waits for it.
         """
         if not self._beside:
             whole = np.stack(arrays) if len(arrays) > 1 else arrays[0][None]
             return torch.from_numpy(whole).to(self._device)
-        host = torch.empty((len(arrays), *arrays[0].shape), dtype=torch.uint8, pin_memory=True)
+        dtype = torch.uint8 if arrays[0].dtype == np.uint8 else torch.float32
+        host = torch.empty((len(arrays), *arrays[0].shape), dtype=dtype, pin_memory=True)
         np.stack(arrays, out=host.numpy())
         with _CUDA.stream(self._up):
             there = host.to(self._device, non_blocking=True)

@@ -170,21 +170,35 @@ def _size(option: str, text: str | None) -> tuple[int, int] | None:
     return height, width
 
 
+def _check_channels(model: LoadedModel, options: LabelOptions) -> None:
+    """Check what a model takes beside colours.
+
+    Raises:
+        UsageError: it takes more than can be given, or what only plain labelling gives.
+    """
+    channels, depth = getattr(model.module, "in_channels", 3), model.preprocessing.depth
+    if channels != (3 if depth is None else 4):
+        raise UsageError(
+            f"{model.uri} takes {channels} channels; images to label have 3, and depth in metres "
+            "makes a fourth for a model that says how to scale it: one that `segmill train` wrote"
+        )
+    if depth is not None and options.in_views:
+        raise UsageError(
+            f"{model.uri} takes depth; --window, --tta and --refine are for models of colours"
+        )
+
+
 def check_model(model: LoadedModel, options: LabelOptions) -> None:
     """Check that options fit a model and this machine: before work starts, and on each worker.
 
     Raises:
-        UsageError: a threshold names no class of the model, an ensemble leaves the size open, or a
-            model that finds objects is asked for what is done to label maps.
+        UsageError: a threshold names no class of the model, an ensemble leaves the size open, a
+            model that finds objects is asked for what is done to label maps, or one takes other
+            channels than there are.
         MissingExtra: the refinement needs a package that is not installed.
     """
     options.min_confidence.by_channel(model.label_space)
-    channels = getattr(model.module, "in_channels", 3)
-    if channels != 3:
-        raise UsageError(
-            f"{model.uri} takes {channels} channels, colours and depth; images to label have 3: "
-            "name a model of colours"
-        )
+    _check_channels(model, options)
     if model.objects is not None and (options.in_views or options.min_confidence):
         raise UsageError(
             f"{model.uri} finds objects; --window, --tta, --refine and --min-confidence are for "

@@ -49,12 +49,19 @@ _LOGITS_BYTES: Final = 256 << 20
 class Picture:
     """An image to label: RGB uint8 [h, w, 3], and the height and width of its label map.
 
-    The two sizes differ where the image was decoded at reduced size.
+    The two sizes differ where the image was decoded at reduced size. `depth` is float32, metres, of
+    the label map's size, 0 where nothing was measured; None for models of colours.
     """
 
     pixels: NDArray[np.uint8]
     size: tuple[int, int]
     path: str
+    depth: NDArray[np.float32] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.pixels.nbytes + (0 if self.depth is None else self.depth.nbytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +152,7 @@ class Predictor:
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(prep.mean, device=device).view(shape) * 255
         self._scale = 1 / (torch.tensor(prep.std, device=device).view(shape) * 255)
+        self._depth = prep.depth
         lut = np.array(self._space.train_ids).astype(self._space.dtype)
         # As int16: CUDA has few operations on uint16. The bits are the same.
         self._ids = torch.from_numpy(lut if lut.itemsize == 1 else lut.view(np.int16)).to(device)
@@ -225,11 +233,10 @@ class Predictor:
         if self._views is not None:
             return self._begin_views(self._views, images, places, list(alike.values()))
         uploaded = [
-            (self._lanes.up([images[n].pixels for n in some]), size)
-            for (_, size), some in alike.items()
+            (*self._uploaded([images[n] for n in some]), size) for (_, size), some in alike.items()
         ]
         begin = self._lanes.mark()
-        inputs = torch.cat([self._input(pixels, size) for pixels, size in uploaded])
+        inputs = torch.cat([self._input(*one) for one in uploaded])
         if self._model.objects is not None:
             order = [places[n] for some in alike.values() for n in some]
             sizes = [size for (_, size), some in alike.items() for _ in some]
@@ -248,6 +255,20 @@ class Predictor:
             first += len(some)
             groups.append(_Group.down(tuple(places[n] for n in some), labels, self._lanes))
         return Pending(tuple(groups), (), self._space.dtype, ((begin, self._lanes.mark()),))
+
+    def _uploaded(self, images: Sequence[Picture]) -> tuple[Tensor, Tensor | None]:
+        """Begin to copy images of one size, and their depth if the model takes it, to the device.
+
+        Raises:
+            ModelError: the model takes depth, and an image has none.
+        """
+        pixels = self._lanes.up([image.pixels for image in images])
+        if self._depth is None:
+            return pixels, None
+        depth = [image.depth for image in images if image.depth is not None]
+        if len(depth) < len(images):
+            raise ModelError(f"{self._model.uri}: takes depth, and an image came without")
+        return pixels, self._lanes.up(depth)
 
     def _begin_views(
         self,
@@ -290,14 +311,28 @@ class Predictor:
         value = torch.from_numpy(void if void.itemsize == 1 else void.view(np.int16))
         return Cut(torch.tensor(least, device=self._device), value[0].to(self._device))
 
-    def _input(self, pixels: Tensor, size: Shape) -> Tensor:
-        """Return uint8 [N, h, w, 3], of images of a size, as the input: float32 [N, 3, H, W]."""
+    def _input(self, pixels: Tensor, depth: Tensor | None, size: Shape) -> Tensor:
+        """Return uint8 [N, h, w, 3], of images of a size, as the input: float32 [N, 3, H, W].
+
+        With depth, in metres [N, *size], it is [N, 4, H, W].
+        """
         image = pixels.permute(0, 3, 1, 2)
         image = (image.to(torch.float32) - self._mean) * self._scale
         inside = self._inside(*size)
         if inside != tuple(image.shape[2:]):
             image = F.interpolate(image, inside, mode="bilinear", antialias=True)
+        if depth is not None:
+            image = torch.cat((image, self._scaled(depth, inside)), dim=1)
         return self._padded(image)
+
+    def _scaled(self, depth: Tensor, inside: Shape) -> Tensor:
+        """Return depth in metres [N, h, w] as a channel [N, 1, *inside], as training gives it."""
+        assert self._depth is not None, "the model says how to scale depth"
+        mean, std = self._depth
+        metres = depth[:, None]
+        if inside != tuple(metres.shape[2:]):  # a mean of depths is no depth: by nearest
+            metres = F.interpolate(metres, inside, mode="nearest")
+        return torch.where(metres > 0, (metres - mean) / std, 0.0)
 
     def _padded(self, image: Tensor) -> Tensor:
         """Return images with their border repeated below and right, to sizes that batches share."""

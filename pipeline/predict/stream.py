@@ -88,24 +88,23 @@ class Stream:
             with self.spent.on("wait"):
                 decoded = future.result()
             if not isinstance(decoded, InputError):
-                self._largest = max(self._largest, decoded.picture.pixels.nbytes)
+                self._largest = max(self._largest, decoded.picture.nbytes)
                 shape = self.predictor.input_shape(*decoded.picture.size)
                 batch = self.predictor.batches.of(shape)
             yield first, decoded
 
     def _filled(self, decoded: Decoded) -> list[Decoded] | None:
         """Put an image beside others of its shape; return a batch that is full, or too much."""
-        pixels = decoded.picture.pixels
         shape = self.predictor.input_shape(*decoded.picture.size)
         batch = self._waiting.setdefault(shape, [])
         batch.append(decoded)
-        self._held += pixels.nbytes
+        self._held += decoded.picture.nbytes
         if len(batch) < self.predictor.batches.of(shape):
             if self._held < _HELD_BYTES:
                 return None
             shape = max(self._waiting, key=lambda s: len(self._waiting[s]) * s[0] * s[1])
         batch = self._waiting.pop(shape)
-        self._held -= sum(d.picture.pixels.nbytes for d in batch)
+        self._held -= sum(d.picture.nbytes for d in batch)
         return batch
 
     def _start(self, batch: list[Decoded]) -> None:

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from pipeline import depth as depth_cells
 from pipeline import masks
-from pipeline.errors import InputError, MissingFile, SizeMismatch, StoreError
+from pipeline.errors import InputError, SizeMismatch, StoreError
 from pipeline.files import read_url
 from pipeline.images import decode
 from pipeline.label_space import find_remap
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pipeline.label_space import LabelSpace
     from pipeline.store import Store
     from pipeline.training.cache import Cache
-    from pipeline.training.example import DepthMap, Labels
+    from pipeline.training.example import Labels
 
 _COLUMNS: Final = ("image_id", "image", "label_space", "mask", "extra", "classes")
 _SCAN_ROWS: Final = 32  # rows may embed images
@@ -248,25 +248,9 @@ class Reader:
                 "ingest the image again, it changed since",
             )
         labels = self.channels.lut(self.store.space(row.label_space))[ids]
-        return Example(image, labels, self._depth(row, ids.shape) if self.with_depth else None)
-
-    def _depth(self, row: Row, shape: tuple[int, ...]) -> DepthMap:
-        """Return the row's depth in metres, 0 where nothing sound was measured."""
-        name = f"{row.image_id}: depth"
-        metres = None if row.depth is None else depth_cells.metres(row.depth, name)
-        if metres is None:
-            raise MissingFile(
-                row.image_id, "the store holds no depth map of it",
-                "ingest a dataset with depth (nyuv2, sunrgbd), or train a model of colours",
-            )  # fmt: skip
-        if metres.shape != shape:
-            raise SizeMismatch(
-                row.image_id,
-                f"its depth map is {metres.shape[0]}x{metres.shape[1]}, its mask "
-                f"{shape[0]}x{shape[1]}",
-                "ingest the image again, it changed since",
-            )
-        return np.where(np.isfinite(metres) & (metres > 0), metres, np.float32(0))
+        if not self.with_depth:
+            return Example(image, labels)
+        return Example(image, labels, depth_cells.beside(row.depth, ids.shape, row.image_id))
 
     def loaded(
         self, rows: Iterator[Row], work: Callable[[Row, int], Any], threads: int, ahead: int

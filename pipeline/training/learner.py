@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 
 _WITH_DEPTH: Final = 4
+_TRAINED: Final = frozenset({"run", "shipped"})
+"""Kinds of model that come with weights and classes of their own."""
 
 
 def open_model(recipe: Recipe, store: Store) -> LoadedModel:
@@ -45,9 +47,9 @@ def open_model(recipe: Recipe, store: Store) -> LoadedModel:
     if uri.kind in {"export", "onnx", "script"}:
         raise UsageError(f"{uri.text}: is a program; training needs the network that it came from")
     text = uri.text
-    if "seed" not in uri.options and uri.kind != "run":
+    if "seed" not in uri.options and uri.kind not in _TRAINED:
         text += f"{'&' if uri.options else '?'}seed={recipe.seed}"
-    settled = uri.kind in {"run", "hf"} and "head" not in uri.options
+    settled = uri.kind in {*_TRAINED, "hf"} and "head" not in uri.options
     settled = settled or bool({"label_space", "weights"} & uri.options.keys())
     space = recipe.label_space
     if space is None and not settled:

@@ -35,6 +35,8 @@ _MAGIC: Final = re.compile(r"[*?[]")
 _STEM: Final = r"(?s)^(.*/)?(\.*[^/.][^/]*)\.[^/.]*$"
 _SHORT_SUFFIX: Final = r"[^/.]\.[^/.]{3}$"
 
+GIVEN: Final = '{"fingerprint": "given"}'
+"""The note to a sample's reader that its fingerprint may be none of ours."""
 Found = tuple[str, str, str]
 """Name below the root, path or URL, fingerprint."""
 
@@ -67,7 +69,9 @@ def list_batches(
         raise UsageError(f"the data set's name {label!r} is not UTF-8: give another by --dataset")
     kind = _kind(source, opts)
     if kind == "manifest":
-        return _named(read_manifest(source, opts), label)
+        # Paths alone are asked for their fingerprints; other lists may have some of their own.
+        payload = None if source.lower().endswith(".txt") else GIVEN
+        return _named(read_manifest(source, opts), label, payload)
     if kind == "pattern":
         return _named(_in_batches(_matches(source, opts)), label)
     tree = open_tree(source, **opts)
@@ -112,13 +116,15 @@ def _title(source: str) -> str:
     )
 
 
-def _named(found: Iterable[pa.RecordBatch], dataset: str) -> Iterator[pa.RecordBatch]:
+def _named(
+    found: Iterable[pa.RecordBatch], dataset: str, payload: str | None = None
+) -> Iterator[pa.RecordBatch]:
     """Yield samples for what was found, sorted."""
     taken: list[str] = []
     for batch in found:
         ids, taken = _ids(batch["name"], taken)
         given = {"image_id": ids, "path": batch["path"], "fingerprint": batch["fingerprint"]}
-        fixed = {"digest": "", "dataset": dataset, "split": "unlabelled", "payload": None}
+        fixed = {"digest": "", "dataset": dataset, "split": "unlabelled", "payload": payload}
         columns = given | {name: coded(text, batch.num_rows) for name, text in fixed.items()}
         yield pa.RecordBatch.from_arrays([columns[n] for n in SCHEMA.names], schema=SCHEMA)
 

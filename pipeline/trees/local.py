@@ -17,6 +17,7 @@ from pipeline.files import (
     TAIL,
     Entry,
     Tree,
+    fingerprint_of,
     is_junk,
     open_local,
     open_regular,
@@ -232,7 +233,7 @@ def walked_entry(path: str, name: str) -> Entry:
         name.encode()
     except UnicodeEncodeError:
         return Entry(_printable(name), size, "")
-    return Entry(name, size, f"{size}-{status.st_mtime_ns}")
+    return Entry(name, size, fingerprint_of(status))
 
 
 def _printable(name: str) -> str:

@@ -67,6 +67,28 @@ def test_rare_steps_still_have_a_pace():
     assert pace.recent(6000.0) == pytest.approx(128 / 300)
 
 
+def test_work_that_goes_on_counts_from_where_it_was_at_the_pace_of_now():
+    state = State(None, "steps", 0.0)
+    state.go_on(1586)
+    assert state.line("train", 10.0) == "train: 1,586"
+    for n in range(1, 21):
+        state.reach(1586 + n, 2745, 5.0 * n)
+    said = state.line("train", 100.0)
+    assert said.startswith("train: 1,606 of 2,745 (58.5%), 0.2 steps/s now, 0.2 on average")
+    assert said.endswith(f"{span((2745 - 1606) * 5)} left")
+
+
+def test_training_that_goes_on_says_how_many_steps_are_done_in_all():
+    from jobs.train import _telling_steps
+
+    progress = Progress("train", unit="steps", stream=io.StringIO())
+    step = _telling_steps(progress)
+    for done in (1587, 1588, 1589):
+        step(done, 2745)
+    assert (progress._state.done, progress._state.total) == (1589, 2745)
+    assert progress._state._pace.base == 1586
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0, "0 s"), (59.4, "59 s"), (60, "1 min 0 s"), (3599, "59 min 59 s"), (3600, "1 h 0 min"),

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+import os
 import threading
 import time
 
@@ -10,8 +12,9 @@ import torch
 from PIL import Image
 from torch.nn import functional as F  # noqa: N812
 
-from pipeline import masks
+from pipeline import files, masks
 from pipeline.errors import InputError, ModelError, UsageError, WorkerDied
+from pipeline.files import open_tree
 from pipeline.images import decode
 from pipeline.labelling import label_digest
 from pipeline.models import load_model
@@ -94,6 +97,51 @@ def test_mixed_sizes_and_bad_images_side_by_side(tmp_path):
     }  # fmt: skip
     for key in set(found) - bad:
         assert masks.decode(found[key].mask.bytes).shape == (found[key].height, found[key].width)
+
+
+def test_an_image_that_is_written_to_after_it_was_listed_fails_alone(tmp_path):
+    """Its label would stand under the fingerprint of other pixels."""
+    write_scenes(tmp_path, 4)
+    listed = list(list_images(str(tmp_path)))
+    written, swapped = (tmp_path / f"000{n}.jpg" for n in (1, 2))
+    with written.open("r+b") as file:  # in place
+        file.write(written.read_bytes())
+    os.utime(swapped, ns=(1, 1))  # another file under the name
+    segmenter = SegmenterFactory(URI, options=LabelOptions())
+    found = {s.image_id: r for s, r in segmenter()(listed)}
+    bad = {k: str(v) for k, v in found.items() if isinstance(v, InputError)}
+    assert set(bad) == {"0001", "0002"}
+    assert all("changed after it was listed" in text for text in bad.values())
+    again = {s.image_id: r for s, r in segmenter()(list(list_images(str(tmp_path))))}
+    assert not [r for r in again.values() if isinstance(r, InputError)]
+
+
+def test_an_image_that_is_replaced_while_it_is_read_keeps_its_own_fingerprint(tmp_path):
+    first, second = tmp_path / "a.bin", tmp_path / "b.bin"
+    first.write_bytes(b"old pixels")
+    (entry,) = open_tree(str(tmp_path)).walk(suffixes=(".bin",))
+    second.write_bytes(b"new")
+
+    class Swapping(io.FileIO):
+        def read(self, *_: object) -> bytes:
+            os.replace(second, first)
+            return super().read()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "open_local", Swapping)
+        assert files.read_listed(str(first), entry.fingerprint) == b"old pixels"
+    with pytest.raises(InputError, match="changed after it was listed"):
+        files.read_listed(str(first), entry.fingerprint)
+
+
+def test_a_list_with_fingerprints_of_its_own_is_believed(tmp_path):
+    write_scenes(tmp_path, 2)
+    given = "".join(f"{tmp_path}/000{n}.jpg,1-2\n" for n in range(2))
+    (tmp_path / "list.csv").write_text("path,fingerprint\n" + given)
+    samples = list(list_images(str(tmp_path / "list.csv")))
+    assert {s.fingerprint for s in samples} == {"1-2"}
+    segmenter = SegmenterFactory(URI, options=LabelOptions())()
+    assert not [r for _, r in segmenter(samples) if isinstance(r, InputError)]
 
 
 def test_orientation_is_applied_once_and_recorded(tmp_path):

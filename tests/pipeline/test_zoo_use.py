@@ -15,6 +15,7 @@ from pipeline.models import catalog, load_model
 from pipeline.models.architectures import MODELS
 from pipeline.models.backbone import put_backbone
 from pipeline.models.directory import read_description, save_model
+from pipeline.models.shipped import SHIPPED
 from pipeline.models.weights import finish
 from pipeline.predict.options import LabelOptions
 from pipeline.predict.predictor import Picture, Predictor
@@ -163,10 +164,11 @@ def test_the_list_has_all_that_there_is():
 
     from pipeline.models import hf, maskrcnn, smp
 
-    listed = {kind: set() for kind in ("zoo", "smp", "torchvision", "hf")}
+    listed = {kind: set() for kind in ("zoo", "shipped", "smp", "torchvision", "hf")}
     for entry in catalog.entries():
         listed[entry.kind].add(entry.name)
     assert listed["zoo"] == set(MODELS)
+    assert listed["shipped"] == set(SHIPPED)
     assert listed["smp"] == set(smp._NAMES)
     known = {*models.list_models(module=models.segmentation), *maskrcnn.NAMES}
     assert listed["torchvision"] == known
@@ -196,6 +198,7 @@ def test_multiply_adds_are_those_of_the_convolutions():
     ("uri", "expected"),
     [
         ("zoo:icnet", ((64, 96), 4)),
+        ("shipped:camvid-lite", ((64, 96), 4)),
         ("smp:Segformer?encoder_name=mit_b0", ((64, 96), 1)),
         ("torchvision:lraspp_mobilenet_v3_large", ((50, 70), 1)),
         ("torchvision:maskrcnn_resnet50_fpn", ((50, 70), None)),
