@@ -11,8 +11,8 @@ An epoch shows every row once, over all ranks and worker processes together, in 
 seed and the epoch decide alone: not the number of processes or threads, nor the batch's size. What
 is held: four bytes a row of the store, a window of at most about 320 MB of rows as stored, and a
 few decoded samples. Each worker process reads the window's row groups for itself, so threads
-decode first (the libraries that do the work let Python go on), and processes are for transforms
-that keep Python busy.
+come first (the libraries that decode let Python go on), and processes are for transforms that keep
+Python busy.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from pipeline.training.augment import resized
 from pipeline.training.data import Channels, check_size, depth_of, in_order, row_of
 from pipeline.training.example import Example
 from pipeline.training.loader import Piece, StoreLoader
-from pipeline.training.order import Draw, parts_of, windows
+from pipeline.training.order import WINDOW_BYTES, Draw, parts_of, windows
 
 if TYPE_CHECKING:
     import os
@@ -77,6 +77,9 @@ class StoreDataset(IterableDataset[Any]):
     Rows without a mask are left out where a mask is asked for. `rank` and `world` are those of
     torch.distributed where it runs, else 0 and 1; `even` gives all ranks the same number of rows.
 
+    Rows are mixed in two ways: parts of up to 64 MiB come in random order, and what `window` bytes
+    of them hold (256 MiB) is mixed row by row.
+
     A row that can't be read raises, or with `on_error="skip"` is left out, logged, and noted in
     `failures` (in `failures` of the loader, where one is used).
 
@@ -103,6 +106,7 @@ class StoreDataset(IterableDataset[Any]):
         rank: int | None = None,
         world: int | None = None,
         even: bool = False,
+        window: int = WINDOW_BYTES,
         on_error: Literal["raise", "skip"] = "raise",
         options: Mapping[str, str] | None = None,
     ) -> None:
@@ -111,7 +115,7 @@ class StoreDataset(IterableDataset[Any]):
         self.store = Store(opened.url, opened.version, options)
         self.columns, self.where, self.size = tuple(columns), where, size
         self.view = View.parse(view) if isinstance(view, str) else view
-        self.transform, self.on_error = transform, on_error
+        self.transform, self.window, self.on_error = transform, window, on_error
         _check(self.columns, self.view)
         ranks = _ranks() if rank is None or world is None else (rank, world)
         if not 0 <= ranks[0] < ranks[1]:
@@ -234,7 +238,7 @@ class StoreDataset(IterableDataset[Any]):
         """Yield the number of its batch and each row as stored."""
 
         def read() -> Iterator[tuple[list[int], list[Values]]]:
-            for window in windows(self.parts, self.draw):
+            for window in windows(self.parts, self.draw, self.window):
                 first = window.start - start
                 numbers = np.arange(max(0, first), first + len(window.rows)) // batch
                 mine = numbers % workers == worker

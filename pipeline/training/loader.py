@@ -93,6 +93,7 @@ class StoreLoader:
             "shuffle": draw.shuffle,
             "world": draw.world,
             "even": draw.even,
+            "window": self.dataset.window,
         }
 
     def state_dict(self) -> dict[str, Any]:

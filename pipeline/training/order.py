@@ -146,7 +146,7 @@ def _keys(store: Store, where: pc.Expression | str) -> NDArray[np.uint64]:
     return np.concatenate([np.empty(0, np.uint64), *found])
 
 
-def windows(parts: Sequence[Part], draw: Draw, most: int = WINDOW_BYTES) -> Iterator[Window]:
+def windows(parts: Sequence[Part], draw: Draw, most: int) -> Iterator[Window]:
     """Yield a rank's share of an epoch, some `most` bytes of rows at a time."""
     low, high = draw.share(sum(len(part.rows) for part in parts))
     order = draw.rng(_PARTS).permutation(len(parts)) if draw.shuffle else range(len(parts))
