@@ -30,7 +30,7 @@ from pipeline.training.order import Draw, Part, windows
 from tests.streets import SIZE, SPACE, street
 
 ROWS = 23
-ALIEN = LabelSpace("alien", (LabelClass(0, "tentacle", (1, 2, 3)),))
+ALIEN = LabelSpace("alien", (LabelClass(0, "tentacle", (1, 2, 3)),), 255)
 
 
 def add(store: Store, name: str, records, remove=()) -> Store:
