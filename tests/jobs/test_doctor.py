@@ -36,7 +36,7 @@ def test_what_is_bad_has_a_mend_and_what_is_good_has_none(capsys, bare):
     names = [check["name"] for check in checks]
     for name in (
         "python", "compiled", "memory", "disk", "temp disk", "open files", "clock", "libdeflate",
-        "ray", "torch", "RAY_AUTH_MODE", "java", "key: aws", "extra [s3]", "extra [readers]",
+        "ray", "torch", "RAY_AUTH_MODE", "java", "key: aws", "extra [s3]",
     ):  # fmt: skip
         assert name in names
     assert {check["state"] for check in checks} <= {"ok", "absent", "warning", "broken"}

@@ -70,7 +70,7 @@ def by_ray_data(world: World) -> list[dict[str, Any]]:
     import ray.data
 
     files = DeltaTable(world.url).file_uris()
-    return list(ray.data.read_parquet(files, columns=_COLUMNS).iter_rows())
+    return list(ray.data.read_parquet(files).select_columns(_COLUMNS).iter_rows())
 
 
 READERS = (
