@@ -49,3 +49,30 @@ def test_a_snippet_for_each_reader_is_there():
     text = "\n".join(snippets("store.md"))
     for word in ("duckdb", "polars", "to_pandas", "load_dataset", "ray.data", "to_pyarrow_dataset"):
         assert word in text
+
+
+def test_the_loop_in_the_documentation_trains_and_goes_on(world, tmp_path, monkeypatch, capfd):
+    """At a tiny size; the second run finds the first one's checkpoint."""
+    import torch
+
+    first, script = snippets("use_in_training.md")
+    monkeypatch.chdir(Path(world.url).parents[1])
+    small = [("(512, 512)", "(32, 32)"), ("batch=8", "batch=4"), ('"checkpoint.pt"', "CHECKPOINT")]
+    for old, new in small:
+        assert old in first + script
+        first, script = first.replace(old, new), script.replace(old, new)
+    namespace: dict[str, Any] = {}
+    exec(compile(first, "docs/use_in_training.md", "exec"), namespace)
+    assert namespace["sample"]["mask"].shape == (32, 32)
+
+    checkpoint = tmp_path / "checkpoint.pt"
+    script = script.replace("EPOCHS, CHECKPOINT = 20, CHECKPOINT", "")
+    for epochs in (1, 2):
+        run = {"__name__": "__main__", "EPOCHS": epochs, "CHECKPOINT": str(checkpoint)}
+        exec(compile(script, "docs/use_in_training.md", "exec"), run)
+        state = torch.load(checkpoint)["data"]
+        assert (state["epoch"], state["seen"]) == (epochs, 0)
+    told = capfd.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in told if "epoch" in line] == [
+        "epoch 1", "epoch 2",
+    ]  # fmt: skip
