@@ -176,7 +176,7 @@ def stacked(samples: list[Any]) -> Any:
 def _column(values: list[Any], name: str) -> Any:
     if not isinstance(values[0], (np.ndarray, torch.Tensor, int, float)):
         return values
-    if any(isinstance(v, type(None)) for v in values):
+    if any(v is None for v in values):
         return values
     shapes = {getattr(v, "shape", ()) for v in values}
     if len(shapes) > 1:

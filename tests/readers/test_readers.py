@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -92,6 +93,20 @@ def test_every_reader_finds_the_newest_rows_and_their_pixels(world, reader):
 @pytest.mark.usefixtures("ray_session")
 def test_so_does_ray_data(world):
     check(by_ray_data(world), world)
+
+
+def test_so_does_spark_by_the_list_of_files(world):
+    """Its Delta reader takes jars from Maven; without them it reads what the log lists."""
+    sql = pytest.importorskip("pyspark.sql", reason="pip install pyspark; 450 MB, needs Java")
+    if shutil.which("java") is None:
+        pytest.skip("no Java")
+    session = sql.SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false")
+    spark = session.config("spark.driver.bindAddress", "127.0.0.1").getOrCreate()
+    try:
+        rows = spark.read.parquet(*DeltaTable(world.url).file_uris()).select(_COLUMNS).collect()
+    finally:
+        spark.stop()
+    check([row.asDict(recursive=True) for row in rows], world)
 
 
 def check(found: list[dict[str, Any]], world: World) -> None:
