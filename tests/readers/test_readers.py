@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
@@ -14,6 +16,10 @@ from deltalake import DeltaTable
 from PIL import Image
 
 from pipeline import masks
+from pipeline.record import to_table
+from pipeline.store import Store
+from pipeline.tables.fragment import write_fragment
+from tests.streets import SPACE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -168,3 +174,23 @@ def test_the_files_describe_the_columns_that_they_have(world, tmp_path: Path):
         features = datasets.Features.from_arrow_schema(schema)
         assert features.arrow_schema.remove_metadata() == schema.remove_metadata()
         assert isinstance(features["mask"], datasets.Image)
+
+
+def test_files_with_the_fields_the_other_way_round_read_as_ever(world, tmp_path: Path):
+    """Before the features' order was kept, a cell was struct<path, bytes>."""
+    table = to_table(world.records.values())
+    for name in ("image", "mask", "confidence"):
+        column = table[name].combine_chunks()
+        kind = pa.struct([("path", pa.string()), ("bytes", pa.binary())])
+        turned = pa.array(column.to_pylist(), kind)
+        table = table.set_column(table.schema.get_field_index(name), name, turned)
+    store = Store.create(tmp_path / "old", [SPACE])
+    new = replace(next(iter(world.records.values())), image_id="newer")
+    old = write_fragment(store.sink(), "data/t/old.parquet", table)
+    store = store.commit([old, write_fragment(store.sink(), "data/t/new.parquet", to_table([new]))])
+    expected = world.records | {"newer": new}
+    for where in (None, "height > 0"):
+        assert {r.image_id: r for r in store.records(where)} == expected
+    for fragment in store.fragments():
+        for record in store.rows(fragment):
+            assert record == expected[record.image_id]
