@@ -30,9 +30,10 @@ Verbs:
 
 `segmill VERB --help` explains a verb. Every verb takes --json (one summary line for machines) and
 --debug (tracebacks). Exit codes: 0 done, 1 failed, 2 usage, 3 more failures than --max-errors,
-4 a gate said no.
+4 a gate said no. `segmill --install-completion` teaches the shell to complete verbs and names.
 """
-
+_COMPLETE = "_SEGMILL_COMPLETE"
+"""What a shell sets that asks for completions."""
 
 _NO_ALGEBRA = {"convert", "export", "ingest"}
 """Verbs that never multiply matrices: OpenBLAS's threads would start to spin and wait for some."""
@@ -41,6 +42,10 @@ _NO_ALGEBRA = {"convert", "export", "ingest"}
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the verb that the arguments name."""
     args = list(sys.argv[1:] if argv is None else argv)
+    if _COMPLETE in os.environ or args[:1] in (["--install-completion"], ["--show-completion"]):
+        from jobs.completion import complete
+
+        return complete(args)
     verb = args[0] if args else "--help"
     if verb in {"--help", "-h", "help"}:
         print(_USAGE.format(verbs="\n".join(f"  {v:12} {text}" for v, text in VERBS.items())))
@@ -55,7 +60,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(2)
     if verb in _NO_ALGEBRA:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    import_module(f"jobs.{verb.replace('-', '_')}").APP(args[1:], prog_name=f"segmill {verb}")
+    app = import_module(f"jobs.{verb.replace('-', '_')}").APP
+    if "--help" in args or len(args) == 1:
+        from jobs.examples import show
+
+        show(app, verb)
+    app(args[1:], prog_name=f"segmill {verb}")
 
 
 def run() -> None:

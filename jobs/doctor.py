@@ -15,14 +15,24 @@ import shutil
 import socket
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 import typer
 
+from jobs.checkup import (
+    Check,
+    State,
+    clock,
+    codecs,
+    credentials,
+    java,
+    ray_token,
+    temp_disk,
+)
 from jobs.console import EXIT_FAILED, DebugOption, JsonOption, command
 
 if TYPE_CHECKING:
@@ -30,13 +40,16 @@ if TYPE_CHECKING:
 
 APP = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-State = Literal["ok", "absent", "warning", "broken"]
 _GIB: Final = 1 << 30
 _OPTIONAL: Final = {
     "s3": "stores and images on S3",
     "gcs": "stores and images on Google Cloud Storage",
     "azure": "stores and images on Azure",
     "onnx": "models as ONNX files",
+    "onnx-gpu": "models as ONNX files, on GPUs (instead of [onnx])",
+    "crf": "label --refine densecrf",
+    "lite0": "the weights of EfficientNet-Lite0",
+    "readers": "stores in DuckDB, Polars, pandas and Hugging Face's datasets",
     "dev": "tests and linters",
 }
 _IMPORTED: Final = (
@@ -52,25 +65,12 @@ _IMPORTED: Final = (
 """Packages with compiled parts: an installed one may still fail to load."""
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One finding: what was looked at, how it is, what was found, and the mend when it is bad.
-
-    `absent` is something optional that is not here.
-    """
-
-    name: str
-    state: State
-    found: str
-    mend: str = ""
-
-
 @APP.command()
 def doctor(as_json: JsonOption = False, debug: DebugOption = False) -> None:
     """Say what this machine has and what is missing."""
     checks: list[Check] = []
     with command("doctor", as_json=as_json, debug=debug) as summary:
-        for group in (_python, _machine, _limits, _writable, _packages, _loading, _gpus, _ray):
+        for group in _GROUPS:
             for check in _guarded(group):
                 checks.append(check)
                 if not as_json:
@@ -260,9 +260,6 @@ def _gpus() -> Iterator[Check]:
 
 def _ray() -> Iterator[Check]:
     """Look for a Ray cluster that jobs would join; start none."""
-    mode = os.environ.get("RAY_AUTH_MODE")
-    found = mode or "not set: Ray chooses (a token, from 2.60 on)"
-    yield Check("RAY_AUTH_MODE", "ok", found)
     address = os.environ.get("RAY_ADDRESS", "")
     if address in {"", "auto"}:
         note = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray/ray_current_cluster"
@@ -278,3 +275,9 @@ def _ray() -> Iterator[Check]:
     except (OSError, ValueError):
         mend = "unset RAY_ADDRESS, or `ray stop` what is left of it"
         yield Check("ray cluster", "warning", f"{address} does not answer", mend)
+
+
+_GROUPS: Final = (
+    _python, _machine, temp_disk, _limits, _writable, clock, _packages, _loading, codecs, _gpus,
+    _ray, ray_token, credentials, java,
+)  # fmt: skip

@@ -43,7 +43,7 @@ def _types() -> dict[str, pa.DataType]:
     """Return the Arrow type of each of `COLUMNS`, in their order."""
     import pyarrow as pa
 
-    file = pa.struct([("path", pa.string()), ("bytes", pa.binary())])
+    file = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     count = pa.struct([("id", pa.int32()), ("pixels", pa.int64()), ("confidence", pa.float32())])
     instance = pa.struct(
         [

@@ -234,6 +234,16 @@ class Store:
 
     def rows(self, fragment: Fragment, start: int = 0, stop: int | None = None) -> Iterator[Record]:
         """Read a range of a fragment's rows, whole."""
+        for _, table in self.slices(fragment, COLUMNS, start, stop):
+            yield from from_batch(table)
+
+    def slices(
+        self, fragment: Fragment, columns: Sequence[str], start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[int, pa.Table]]:
+        """Read columns of a range of a fragment's rows, a row group at a time.
+
+        Each table comes with the number of its first row in the fragment.
+        """
         import pyarrow.parquet as pq
 
         at, stop = 0, fragment.rows if stop is None else stop
@@ -243,8 +253,8 @@ class Store:
                 count = parquet.metadata.row_group(number).num_rows
                 low, high = max(start - at, 0), min(stop - at, count)
                 if low < high:
-                    group = parquet.read_row_group(number, columns=list(COLUMNS))
-                    yield from from_batch(group.slice(low, high - low))
+                    group = parquet.read_row_group(number, columns=list(columns))
+                    yield at + low, group.slice(low, high - low)
                 at += count
 
     def used_spaces(self, where: pc.Expression | str | None = None) -> list[LabelSpace]:

@@ -119,6 +119,16 @@ _ORDER: Final = ("image_id", "dataset", "split", "place", "label")
 _PLAIN: Final = {"dataset": pa.string(), "split": pa.string()}  # Arrow sorts no coded column
 
 
+KEY_COLUMNS: Final = ("image_id", "dataset", "image.path", *_TELLING)
+"""The columns that tell a row of a store from every other one."""
+
+
+def row_keys(batch: pa.RecordBatch) -> NDArray[np.uint64]:
+    """Return 64 bits of each row by its `KEY_COLUMNS`: equal for the same row in any reading."""
+    columns = [pc.fill_null(batch[name].cast(pa.string()), "") for name in KEY_COLUMNS]
+    return np.asarray(spread(pc.binary_join_element_wise(*columns, "\0"), "a row"))
+
+
 def _labels(batch: pa.RecordBatch) -> NDArray[np.int64]:
     """Return `RowKey.label` of each row, never 0."""
     columns = [pc.fill_null(batch[name].cast(pa.string()), "") for name in _TELLING]

@@ -10,10 +10,11 @@ import json
 import re
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 import pyarrow.compute as pc
@@ -29,7 +30,7 @@ from pipeline.training.augment import resized
 from pipeline.training.example import Example
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from pipeline.training.cache import Cache
     from pipeline.training.example import Labels
 
+T = TypeVar("T")
 _COLUMNS: Final = ("image_id", "image", "label_space", "mask", "extra", "classes")
 _SCAN_ROWS: Final = 32  # rows may embed images
 _BUFFER_BYTES: Final = 256 << 20
@@ -221,7 +223,7 @@ class Reader:
                 index += 1
                 if (index - 1) % world == rank:
                     values = batch.slice(at, 1).to_pylist()[0]
-                    yield _row(values, self._repeats(values["label_space"], values["classes"]))
+                    yield row_of(values, self._repeats(values["label_space"], values["classes"]))
 
     def load(self, row: Row, size: tuple[int, int] | None = None) -> Example:
         """Return one row decoded, brought to a height and width; out of the cache if it is there.
@@ -240,13 +242,7 @@ class Reader:
         data = read_url(row.path) if row.data is None else row.data
         image = decode(data, row.path, orient=row.upright)
         ids = masks.decode(row.cell, f"{row.image_id}: mask")
-        if image.shape[:2] != ids.shape:
-            raise SizeMismatch(
-                row.path,
-                f"the image is {image.shape[0]}x{image.shape[1]}, its mask "
-                f"{ids.shape[0]}x{ids.shape[1]}",
-                "ingest the image again, it changed since",
-            )
+        check_size(row, image, ids)
         labels = self.channels.lut(self.store.space(row.label_space))[ids]
         if not self.with_depth:
             return Example(image, labels)
@@ -259,17 +255,9 @@ class Reader:
 
         Rows whose work raises InputError or OSError are left out and noted in `failures`.
         """
-        pending: deque[tuple[Row, Future[Any]]] = deque()
-        with ThreadPoolExecutor(threads) as pool:
-            try:
-                for position, row in enumerate(rows):
-                    pending.append((row, pool.submit(work, row, position)))
-                    if len(pending) > ahead:
-                        yield from self._good(*pending.popleft())
-                while pending:
-                    yield from self._good(*pending.popleft())
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+        with closing(in_order(rows, work, threads, ahead)) as results:
+            for row, result in results:
+                yield from self._good(row, result)
 
     def _good(self, row: Row, future: Future[Any]) -> Iterator[Any]:
         try:
@@ -287,7 +275,36 @@ class Reader:
         )
 
 
-def _row(values: dict[str, Any], repeats: float) -> Row:
+def check_size(row: Row, image: NDArray[Any], ids: NDArray[Any]) -> None:
+    """Raise SizeMismatch unless an image [H, W, 3] and its mask [H, W] are of one size."""
+    if image.shape[:2] != ids.shape:
+        raise SizeMismatch(
+            row.path,
+            f"the image is {image.shape[0]}x{image.shape[1]}, its mask "
+            f"{ids.shape[0]}x{ids.shape[1]}",
+            "ingest the image again, it changed since",
+        )
+
+
+def in_order(
+    items: Iterable[T], work: Callable[[T, int], Any], threads: int, ahead: int
+) -> Generator[tuple[T, Future[Any]]]:
+    """Yield each item with its work(item, position), in order, at most `ahead` of them waiting."""
+    pending: deque[tuple[T, Future[Any]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for position, item in enumerate(items):
+                pending.append((item, pool.submit(work, item, position)))
+                if len(pending) > ahead:
+                    yield pending.popleft()
+            while pending:
+                yield pending.popleft()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def row_of(values: dict[str, Any], repeats: float = 1.0) -> Row:
+    """Return a row of the store, given in Arrow's Python form."""
     image, extra = values["image"] or {}, values["extra"]
     return Row(
         image_id=values["image_id"],
