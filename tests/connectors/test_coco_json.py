@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from connectors import json_text
+from connectors import coco_json, json_text
 from connectors.coco_json import (
     STREAMED,
     Stream,
