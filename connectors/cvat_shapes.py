@@ -119,8 +119,9 @@ def nodes_of(shapes: Shapes, record: Record, space: LabelSpace) -> list[xml.Node
             label = name_of(space, instance.category)
             nodes += [[n[0], n[1] | {"label": label}, *n[2:]] for n in own]
             continue
-        kept = own[0] if own else ["mask", {"source": source, "occluded": "0"}, None, []]
-        attributes = kept[1] | {"label": name_of(space, instance.category), "z_order": str(layer)}
+        fresh = {"source": source, "occluded": "0", "z_order": str(layer)}
+        kept = own[0] if own else ["mask", fresh, None, []]
+        attributes = kept[1] | {"label": name_of(space, instance.category)}
         made = _mask(attributes, kept, instance.rle, record) if instance.rle else None
         made = made or _made_box(attributes, instance)
         if made is None:
