@@ -35,7 +35,7 @@ from connectors.list_files import OnePlaceEach, one_line
 from connectors.origins import origin_of, write_origins
 from connectors.tool_images import FOLDER, Lister, check_splits, place_of
 from connectors.tool_labels import colour_of, hex_of, labels_of, once, space_of
-from connectors.tool_shapes import record_of, refuse, shapes_of
+from connectors.tool_shapes import not_kept, record_of, refuse, shapes_of
 from pipeline.errors import SizeMismatch, UnsafePath, UsageError
 from pipeline.images import read_header
 
@@ -135,7 +135,7 @@ class Cvat:
         text = "\n".join(f"    {xml.text_of(node)}" for node in nodes)
         opened = xml.text_of(["image", attributes, None, []]).removesuffix("/>")
         entry = [name, origin_of(record, name), opened.removeprefix("<image"), text]
-        loss = shapes.loss | cost
+        loss = shapes.loss | cost | not_kept(record)
         return Written(record.image_id, record.split, json.dumps(entry).encode(), loss)
 
     def finish(

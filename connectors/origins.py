@@ -104,9 +104,9 @@ class Origins:
             marks.append(hash(line[0]))
             places.append(file.tell())
             file.write(_text(line))
-        order = np.argsort(np.frombuffer(marks, dtype=np.int64), kind="stable") if marks else []
-        self._marks = np.array(marks, dtype=np.int64)[order] if marks else self._marks
-        self._places = np.array(places, dtype=np.int64)[order] if marks else self._places
+        held = np.array(marks, dtype=np.int64)
+        order = np.argsort(held, kind="stable")
+        self._marks, self._places = held[order], np.array(places, dtype=np.int64)[order]
 
     def find(self, name: str) -> Origin | None:
         """Return what an image was in the store."""

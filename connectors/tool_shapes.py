@@ -75,7 +75,7 @@ def shapes_of(
 
 
 def _lost(record: Record, wholes: Sequence[Instance], space: LabelSpace) -> dict[str, int]:
-    lost = not_expressed(record, "image_labels", "confidence", "depth") | not_kept(record)
+    lost = not_expressed(record, "image_labels", "confidence", "depth")
     lost["parts_of_objects"] = len(record.instances or ()) - len(wholes)
     lost["crowds"] = sum(i.iscrowd for i in wholes)
     lost["scores"] = sum(i.score is not None for i in wholes)
@@ -172,11 +172,14 @@ def record_of(
     path: str,
     extra: dict[str, Any],
     format: str,
+    *,
+    labelled: bool | None = None,
 ) -> Record:
     """Return the record of an image's shapes, in the tool's order; `path` is of their file.
 
-    An image without a shape has no label in split test or unlabelled, and is one without objects
-    in train or val.
+    `labelled` tells whether somebody looked at the image. Where the tool does not say, an image
+    without a shape has no label in split test or unlabelled, and is one without objects in train
+    or val.
 
     Raises:
         BadAnnotation: run lengths are malformed.
@@ -188,7 +191,8 @@ def record_of(
         ids = picture([(x.category, x.rle) for x in drawn if x.rle], size, space, path)
         cell = File(path, masks.encode(ids, space.cell_palette()))
         classes = masks.class_pixels(ids, space)
-    labelled = bool(layers) or sample.split in ("train", "val")
+    if labelled is None:
+        labelled = bool(layers) or sample.split in ("train", "val")
     record = Record.truth(
         sample,
         space.name,

@@ -238,7 +238,7 @@ def test_labels_for_the_task(tmp_path: Path) -> None:
     rewrite(CVAT, [make_record(np.zeros(SHAPE, np.uint8), space, "x", "val")], tmp_path, space)
     labels = json.loads((tmp_path / "labels.json").read_text())
     assert [(n["name"], n["color"]) for n in labels] == [
-        (c.name, "#%02x%02x%02x" % c.colour) for c in space.classes
+        (c.name, "#{:02x}{:02x}{:02x}".format(*c.colour)) for c in space.classes
     ]
     size = ElementTree.parse(tmp_path / "annotations.xml").getroot().findtext("meta/task/size")
     assert size == "1"
