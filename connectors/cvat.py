@@ -33,7 +33,7 @@ from connectors.image_files import put_as_shown
 from connectors.layout import digest, find_root
 from connectors.list_files import OnePlaceEach, one_line
 from connectors.origins import origin_of, write_origins
-from connectors.tool_images import FOLDER, Lister, check_splits, place_of
+from connectors.tool_images import FOLDER, Lister, check_splits, place_of, shown
 from connectors.tool_labels import colour_of, hex_of, labels_of, once, space_of
 from connectors.tool_shapes import not_kept, record_of, refuse, shapes_of
 from pipeline.errors import SizeMismatch, UnsafePath, UsageError
@@ -183,18 +183,16 @@ def _size(
     Raises:
         SizeMismatch: the XML says another size.
     """
-    size, extra = (head.height, head.width), {}
-    if "width" in node[1] or "height" in node[1]:
-        said = xml.whole(node, "height", where), xml.whole(node, "width", where)
-        if said not in (size, head.upright()):
-            raise SizeMismatch(
-                image,
-                f"the image has {head.width}x{head.height} pixels, {where} says "
-                f"{said[1]}x{said[0]}",
-                "put the image that was labelled back",
-            )
-        if said != size:
-            size, extra = said, {"orientation": head.orientation}
+    if "width" not in node[1] and "height" not in node[1]:
+        return shown(head)
+    said = xml.whole(node, "height", where), xml.whole(node, "width", where)
+    size, extra = shown(head, said)
+    if said != size:
+        raise SizeMismatch(
+            image,
+            f"the image has {size[1]}x{size[0]} pixels, {where} says {said[1]}x{said[0]}",
+            "put the image that was labelled back",
+        )
     return size, extra
 
 

@@ -5,8 +5,9 @@
 `tasks.json` is imported into a project whose labelling interface is `label_config.xml`. Images are
 named as local files below the dataset (`LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT`), or by their URL
 in a bucket. Truth is written as annotations, labels of models as predictions, which annotators
-accept or change. Every object is a brush with all its pixels and holes (`connectors.label_studio_rle`), the
-larger first; what a mask shows beside objects is a brush for each class.
+accept or change. Every object is a brush with all its pixels and holes
+(`connectors.label_studio_rle`), the larger first; what a mask shows beside objects is a brush for
+each class.
 
 `read` takes every .json beside images/, in JSON's and JSON_MIN's form: brushes, polygons (drawn by
 pycocotools' rule) and boxes without rotation, which have no pixels. Shapes are drawn in their
@@ -41,7 +42,7 @@ from connectors.label_studio_shapes import (
 from connectors.layout import digest, find_root
 from connectors.list_files import OnePlaceEach, one_line
 from connectors.origins import origin_of, write_origins
-from connectors.tool_images import FOLDER, Lister, check_splits, place_of
+from connectors.tool_images import FOLDER, Lister, check_splits, place_of, shown
 from connectors.tool_labels import hex_of, labels_of, space_of
 from connectors.tool_shapes import record_of, refuse, shapes_of
 from pipeline.images import read_header
@@ -123,12 +124,10 @@ class LabelStudio:
         space, path = _space(tree, key), tree.url_of(name)
         where = f"{path}, image {sample.image_id!r}"
         head = read_header(tree, image)
-        size, extra = (head.height, head.width), {"data": rest} if rest else {}
-        said = next((r for r in results or () if told.label_of(r)), None)
-        if said is not None and size != head.upright():
-            shown = said.get("original_height"), said.get("original_width")
-            if shown == head.upright():  # a browser turns images by EXIF
-                size, extra["orientation"] = head.upright(), head.orientation
+        first = next((r for r in results or () if told.label_of(r)), {})
+        size, extra = shown(head, (first.get("original_height"), first.get("original_width")))
+        if rest:
+            extra["data"] = rest
         layers, others = layers_of(results or [], size, space, where)
         if others:
             extra[KEY] = others

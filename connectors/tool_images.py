@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from connectors.layout import MISSING, Fingerprints
 from connectors.list_files import OnePlaceEach
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from pipeline.files import Tree
+    from pipeline.image_header import Header
 
 FOLDER: Final = "images"
 _SPLITS: Final = {split: split for split in SPLITS} | {
@@ -54,6 +55,33 @@ def check_splits(splits: Collection[str]) -> None:
             raise UnknownName("split", split, SPLITS)
 
 
+def shown(head: Header, said: object = None) -> tuple[tuple[int, int], dict[str, Any]]:
+    """Return an image's height and width as a tool shows it, and what `extra` says of its turn.
+
+    Tools turn images by their EXIF orientation. `said` is the size that the tool labelled it in: an
+    older one may not have turned it.
+    """
+    size, stored = head.upright(), (head.height, head.width)
+    if head.orientation == 1 or (said == stored and size != stored):
+        return stored, {}
+    return size, {"orientation": head.orientation}
+
+
+class Seen:
+    """Tells which names came before; holds 12 to 24 bytes each."""
+
+    def __init__(self, format: str) -> None:
+        self._places = OnePlaceEach(format)
+
+    def is_new(self, name: str) -> bool:
+        """Book a name; tell whether it is the first time."""
+        try:
+            self._places.check(name)
+        except UsageError:
+            return False
+        return True
+
+
 class Lister:
     """Makes the samples of one listing: finds images, and what they were in a store.
 
@@ -63,7 +91,7 @@ class Lister:
     def __init__(self, tree: Tree, root: str, format: str) -> None:
         self._tree, self._root, self._format = tree, root, format
         self._prints = Fingerprints(tree, root + FOLDER)
-        self._origins, self._seen = Origins(tree, root), OnePlaceEach(format)
+        self._origins, self._seen = Origins(tree, root), Seen(format)
 
     def find(self, names: Sequence[str]) -> tuple[str, str]:
         """Return the first of some names, from the root, that is there, and its fingerprint.
@@ -78,11 +106,7 @@ class Lister:
 
     def is_new(self, name: str) -> bool:
         """Book a name; tell whether it is the first time."""
-        try:
-            self._seen.check(name)
-        except UsageError:
-            return False
-        return True
+        return self._seen.is_new(name)
 
     def sample(
         self,

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco_mask
@@ -162,6 +162,7 @@ def said(node: ElementTree.Element) -> tuple[str, tuple[tuple[str, str], ...]]:
 # Run lengths
 
 
+@settings(max_examples=50, deadline=None)
 @given(hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9)), st.data())
 def test_run_lengths_are_those_of_the_documentation(
     region: NDArray[np.bool_], data: st.DataObject

@@ -93,6 +93,7 @@ def literal(alpha: NDArray[Any], sizes: tuple[int, ...] = (3, 4, 8, 16)) -> list
 regions = hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9))
 
 
+@settings(max_examples=50, deadline=None)
 @given(regions)
 def test_run_lengths_are_those_of_the_description(region: NDArray[np.bool_]) -> None:
     data = encode(region)
@@ -102,6 +103,7 @@ def test_run_lengths_are_those_of_the_description(region: NDArray[np.bool_]) -> 
     np.testing.assert_array_equal(decode(data, region.shape, "x"), region)
 
 
+@settings(max_examples=50, deadline=None)
 @given(hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=6)),
        st.sampled_from([(3, 4, 8, 16), (4, 1, 1, 1), (9, 2, 16, 5)]))  # fmt: skip
 def test_words_without_runs_and_half_covered_pixels(
@@ -119,7 +121,7 @@ def test_long_runs_are_cut(pixels: int) -> None:
     np.testing.assert_array_equal(decode(encode(region), region.shape, "x"), region)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 255), max_size=40), regions, st.data())
 def test_hostile_run_lengths_are_refused_or_read(
     noise: list[int], region: NDArray[np.bool_], data: st.DataObject
