@@ -48,7 +48,7 @@ from connectors.tool_shapes import record_of, refuse, shapes_of
 from pipeline.images import read_header
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from pipeline.files import Tree
     from pipeline.label_space import LabelSpace
@@ -95,7 +95,7 @@ class LabelStudio:
                     yield sample
 
     def _sample(
-        self, lister: Lister, files: list[Any], task: Any, said: tuple[int, str, str]
+        self, lister: Lister, files: Sequence[Any], task: Any, said: tuple[int, str, str]
     ) -> Sample:
         (name, key), (number, mark, cause) = files, said
         image = told.image_of(task) if isinstance(task, dict) else None
@@ -124,7 +124,7 @@ class LabelStudio:
         space, path = _space(tree, key), tree.url_of(name)
         where = f"{path}, image {sample.image_id!r}"
         head = read_header(tree, image)
-        first = next((r for r in results or () if told.label_of(r)), {})
+        first: dict[str, Any] = next((r for r in results or () if told.label_of(r)), {})
         size, extra = shown(head, (first.get("original_height"), first.get("original_width")))
         if rest:
             extra["data"] = rest

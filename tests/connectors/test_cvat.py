@@ -89,6 +89,7 @@ def document(*images: str, labels: tuple[tuple[str, str], ...] = LABELS, extra: 
 
 class TestCvat(Conformance):
     connector = CVAT
+    own_classes = True
 
     def make_tree(self, root: Path) -> Made:
         ring = np.ones((4, 5), np.uint8)

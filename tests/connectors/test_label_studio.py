@@ -160,6 +160,7 @@ SQUARE = [[1, 1], [9, 1], [9, 6], [1, 6]]
 
 class TestLabelStudio(Conformance):
     connector = LABEL_STUDIO
+    own_classes = True
 
     def make_tree(self, root: Path) -> Made:
         ring = np.zeros(SHAPE, np.uint8)
