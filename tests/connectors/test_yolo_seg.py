@@ -67,7 +67,8 @@ class TestYoloSeg(Conformance):
         put(root, "data.yaml", yaml.safe_dump(said, allow_unicode=True))
         first = [line(0, box(2, 2, 8, 7)), line(2, box(3, 4, 5, 5)), "1 0.5 0.5 0.25 0.5"]
         put(root, "labels/train/a/b.txt", "\n".join(first) + "\n")
-        put(root, "labels/train/c.txt", "")
+        put(root, "labels/train/c.txt", line(0, box(4, 0, 9, 9)) + "\n")
+        put(root, "labels/test/e.txt", "")
         put(root, "labels/val/d.txt", line(1, [(0, 0), (19, 0), (19, 9)]))
         for name in ("train/a/b", "train/c", "val/d", "test/e"):
             put(root, f"images/{name}.png", photo(SHAPE))
@@ -75,8 +76,9 @@ class TestYoloSeg(Conformance):
         one[2:8, 2:9], one[4:6, 3:6] = 0, 2
         two = np.full(SHAPE, 255, np.uint8)
         cv2.fillPoly(two, [np.array([(0, 0), (19, 0), (19, 9)], np.int32)], 1)
-        none = np.empty(0)
-        ids = {"train/a/b": one, "train/c": none, "val/d": two, "test/e": none}
+        three = np.full(SHAPE, 255, np.uint8)
+        three[:, 4:10] = 0
+        ids = {"train/a/b": one, "train/c": three, "val/d": two, "test/e": np.empty(0)}
         splits = {"train": ["a/b", "c"], "val": ["d"], "test": ["e"]}
         same = ("labels/train/a/b.txt", "labels/train/c.txt")
         return Made(splits, ids, "a/b", "images/train/a/b.png", same_files=same)
