@@ -42,7 +42,7 @@ from connectors.label_studio_shapes import (
 from connectors.layout import digest, find_root
 from connectors.list_files import OnePlaceEach, one_line
 from connectors.origins import origin_of, write_origins
-from connectors.tool_images import FOLDER, Lister, check_splits, place_of, shown
+from connectors.tool_images import FOLDER, Lister, check_splits, is_text, place_of, shown
 from connectors.tool_labels import hex_of, labels_of, space_of
 from connectors.tool_shapes import record_of, refuse, shapes_of
 from pipeline.images import read_header
@@ -102,7 +102,9 @@ class LabelStudio:
         cause = cause or ("" if image else f"a task without an image: {str(task)[:60]}")
         names = told.names_of(image or "")
         text = json.dumps(task)
-        if image and not lister.is_new(names[0]):
+        if not all(map(is_text, names)):
+            cause = f"an image whose name is no Unicode text ({names[0][:80]!r})"
+        elif image and not lister.is_new(names[0]):
             cause = f"a second task of image {names[0][:80]!r}"
         if cause:
             identity = digest(self.format, READER_VERSION, mark, text)

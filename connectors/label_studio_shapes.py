@@ -89,6 +89,8 @@ def _pixels(
         rle = masks.polygons_to_rle([points], *size, where)
     else:
         x, y, w, h = (_number(value.get(key), where) / 100 for key in ("x", "y", "width", "height"))
+        if w < 0 or h < 0:
+            raise refuse(where, f"a box of {w:g}x{h:g} of the image")
         return None, (x * size[1], y * size[0], w * size[1], h * size[0])
     return rle, masks.rle_bbox(rle, *size)
 

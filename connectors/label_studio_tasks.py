@@ -80,7 +80,10 @@ def names_of(text: str) -> list[str]:
     >>> names_of("/data/upload/3/1f2e3d4c-a.png"), names_of("s3://bucket/x/a.png")[-1]
     (['data/upload/3/1f2e3d4c-a.png', 'a.png', '1f2e3d4c-a.png'], 'a.png')
     """
-    parts = urlsplit(text) if "://" in text or text.startswith("/data/") else None
+    try:
+        parts = urlsplit(text) if "://" in text or text.startswith("/data/") else None
+    except ValueError:  # no URL after all
+        parts = None
     path = text
     if parts is not None:
         path = parse_qs(parts.query).get("d", [unquote(parts.path)])[0]

@@ -67,6 +67,15 @@ def shown(head: Header, said: object = None) -> tuple[tuple[int, int], dict[str,
     return size, {"orientation": head.orientation}
 
 
+def is_text(name: str) -> bool:
+    """Tell whether a name is text that a file and a store can hold: no half of a surrogate pair."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class Seen:
     """Tells which names came before; holds 12 to 24 bytes each."""
 

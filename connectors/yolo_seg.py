@@ -219,7 +219,9 @@ def _places(tree: Tree, root: str, said: Mapping[str, Any]) -> Iterator[tuple[st
         if split is None or key == "names":
             continue
         places = value if isinstance(value, list) else [value]
-        found += [(split, _resolved(tree, root, said, str(p))) for p in places]
+        if not all(isinstance(place, str) for place in places):
+            raise LayoutError(f"{tree.url_of(root + DATA)}: {key} is no list of texts; correct it")
+        found += [(split, _resolved(tree, root, said, place)) for place in places]
     taken: dict[str, str] = {}
     for split, place in found:
         words = [split_of(word) for word in place.removesuffix(".txt").split("/")]

@@ -300,6 +300,10 @@ FULL = encode(np.ones(SHAPE, np.bool_))
         (annotated("../../secret.png"), "outside its root"),
         (annotated("a.png"), "second task"),
         ({"data": {}}, "without an image"),
+        ({"data": {"image": "http://["}}, "no such file"),
+        ({"data": {"image": "a\ud800.png"}}, "no Unicode text"),
+        ({"data": {"image": "a\0.png"}}, "outside its root"),
+        ({"data": {"image": "x" * 5000 + ".png"}}, "too long"),
         ([3], "without an image"),
     ],
 )  # fmt: skip

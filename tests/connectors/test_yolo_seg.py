@@ -280,6 +280,7 @@ def test_lists_with_names_that_do_not_fit(tmp_path: Path) -> None:
         ("!!python/object/apply:os.system ['true']\n", "not YAML"),
         ("names: [a]\ntrain: gone/images\n", "is not below it"),
         ("names: [a]\ntrain: /etc\n", "is not below it"),
+        ("names: [a]\ntrain: [[x, y]]\n", "train is no list of texts"),
     ],
 )
 def test_descriptions_that_are_refused(tmp_path: Path, text: str, cause: str) -> None:
