@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from pipeline.record import Record
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # pycocotools
+
 SHAPE = (10, 14)
 LABELS = (("cat", "#ff0000"), ("a & b", "#00ff00"), ("void", "#000000"))
 
@@ -123,7 +125,7 @@ class TestCvat(Conformance):
         one[1:6, 1:9] = 0
         two[0:3, 0:3] = two[5:9, 10:13] = 1
         two[9:, :] = 0
-        ids = {
+        ids: dict[str, NDArray[Any]] = {
             "train/b": one,
             "train/a": two,
             "val/street/c": np.zeros(SHAPE, np.uint8),

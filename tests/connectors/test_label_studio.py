@@ -133,7 +133,7 @@ def test_hostile_run_lengths_are_refused_or_read(
             assert decode(hostile, region.shape, "x").shape == region.shape
 
 
-def brush(label: str, rle: list[int], **more: Any) -> dict[str, Any]:
+def brush(label: str, rle: list[Any], **more: Any) -> dict[str, Any]:
     return framed("brushlabels", {"format": "rle", "rle": rle, "brushlabels": [label]}, **more)
 
 
@@ -193,7 +193,12 @@ class TestLabelStudio(Conformance):
         one[1:6, 1:9] = two[1:6, 1:9] = 0
         one[np.eye(*SHAPE) > 0] = 2
         none = np.empty(0)
-        ids = {"train/b": one, "train/street/a": two, "val/c": none, "unlabelled/d": none}
+        ids: dict[str, NDArray[Any]] = {
+            "train/b": one,
+            "train/street/a": two,
+            "val/c": none,
+            "unlabelled/d": none,
+        }
         splits = {"train": ["b", "street/a"], "val": ["c"], "unlabelled": ["d"]}
         return Made(splits, ids, "b", "images/b.png")
 

@@ -49,7 +49,7 @@ def drawn(text: str, shape: tuple[int, int]) -> NDArray[np.uint8]:
     """The pixels of a line as Ultralytics draws them: cut to whole pixels, filled by OpenCV."""
     values = np.array(text.split()[1:], np.float32).reshape(-1, 2)
     canvas = np.zeros(shape, np.uint8)
-    cv2.fillPoly(canvas, [(values * np.float32(shape[::-1])).astype(np.int32)], 1)
+    cv2.fillPoly(canvas, [(values * np.array(shape[::-1], np.float32)).astype(np.int32)], 1)
     return canvas
 
 
@@ -78,7 +78,12 @@ class TestYoloSeg(Conformance):
         cv2.fillPoly(two, [np.array([(0, 0), (19, 0), (19, 9)], np.int32)], 1)
         three = np.full(SHAPE, 255, np.uint8)
         three[:, 4:10] = 0
-        ids = {"train/a/b": one, "train/c": three, "val/d": two, "test/e": np.empty(0)}
+        ids: dict[str, NDArray[Any]] = {
+            "train/a/b": one,
+            "train/c": three,
+            "val/d": two,
+            "test/e": np.empty(0),
+        }
         splits = {"train": ["a/b", "c"], "val": ["d"], "test": ["e"]}
         same = ("labels/train/a/b.txt", "labels/train/c.txt")
         return Made(splits, ids, "a/b", "images/train/a/b.png", same_files=same)
