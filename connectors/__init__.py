@@ -21,11 +21,14 @@ CONNECTORS: Final[Mapping[str, str]] = {
     "coco-instances": "connectors.coco:COCO_INSTANCES",
     "coco-panoptic": "connectors.coco_panoptic:COCO_PANOPTIC",
     "coco-stuff": "connectors.coco_stuff:COCO_STUFF",
+    "cvat": "connectors.cvat:CVAT",
+    "label-studio": "connectors.label_studio:LABEL_STUDIO",
     "maskdir": "connectors.maskdir:MASKDIR",
     "nyuv2": "connectors.nyuv2:NYUV2",
     "nyuv2-mat": "connectors.nyuv2:NYUV2_MAT",
     "sunrgbd": "connectors.sunrgbd:SUNRGBD",
     "voc": "connectors.voc:VOC",
+    "yolo-seg": "connectors.yolo_seg:YOLO_SEG",
 }
 
 

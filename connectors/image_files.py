@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from connectors.list_files import not_hidden
@@ -74,6 +75,26 @@ def put_image(
     _spare(sink, name, path)
     sink.write(name, _encode(data, path, lossless=lossless, upright=upright))
     return name, {} if lossless else {"images_reencoded": 1}
+
+
+def put_as_shown(
+    sink: Sink, stem: str, record: Record, formats: Sequence[str]
+) -> tuple[str, dict[str, int]]:
+    """Do the same for a tool that turns images by their EXIF orientation before it shows them.
+
+    An image that is turned so, and whose labels lie on the stored pixels, is written as a PNG of
+    these, which nobody turns.
+
+    Raises:
+        InputError: see `put_image`.
+    """
+    path = record.image.path or record.image_id
+    data = record.image.bytes if record.image.bytes is not None else _fetch(record)
+    upright = record.extras().get("orientation", 1) != 1 if record.extra else False
+    if header(data, path).orientation != 1 and not upright:
+        data = rgb_png(decode(data, path, orient=False))
+    held = replace(record, image=replace(record.image, bytes=data))
+    return put_image(sink, stem, held, formats)
 
 
 def _spare(sink: Sink, name: str, source: str) -> None:

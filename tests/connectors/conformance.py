@@ -105,6 +105,8 @@ class Conformance:
     """Whether the tree holds classes that no table knows: converting them natively is refused."""
     fills_void: ClassVar[bool] = False
     """Whether masks and objects are one picture, in which objects fill void pixels of the mask."""
+    exact: ClassVar[bool] = True
+    """Whether masks and objects come back pixel for pixel; else the loss report counts them."""
     image_suffix: ClassVar[str] = ".png"
     """Images of this kind come back byte for byte."""
     stray_error: ClassVar[type[InputError]] = LabelOutOfRange

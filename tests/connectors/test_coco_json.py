@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from connectors import coco_json
+from connectors import coco_json, json_text
 from connectors.coco_json import (
     STREAMED,
     Stream,
@@ -212,7 +212,7 @@ def test_broken_files(tmp_path: Path, text: str | bytes, cause: str) -> None:
 
 
 def test_an_element_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coco_json, "LIMIT", 1000)
+    monkeypatch.setattr(json_text, "LIMIT", 1000)
     tree = tree_of(tmp_path, '{"images": ["' + "x" * 100_000 + '"]}')
     with pytest.raises(LayoutError, match="up to 1000"):
         list(scan(tree, "a.json", block=100))
