@@ -167,6 +167,11 @@ class Jobs:
                 raise NoSuchJob(f"{self.address}: {_last_line(text)}") from None
             if "already exists" in text:
                 raise JobRuns(f"{self.address}: {_last_line(text)}") from None
+            if "No available agent" in text:
+                raise ClusterSilent(
+                    f"{self.address}: the head starts no jobs; its agent is not up yet, or has no "
+                    "port (dashboard_agent.log on the head)"
+                ) from None
             raise SegmillError(f"{self.address}: {_last_line(text)}") from None
 
     def submit(self, **how: Any) -> str:
