@@ -59,11 +59,12 @@ def test_a_killed_gpu_node_and_a_killed_driver_leave_the_same_store(cluster, tmp
     wait_for(lambda: stage.at_work(1), Client(client))
     assert {node for _, node, _ in stage.seen()} == {cluster.nodes["gpu"]}
     cluster.do("kill", "gpu")
-    stage.steer()
     cluster.do("grow", "gpu")
+    # A worker outlives its raylet by a moment: it is held until another is at work.
+    wait_for(lambda: cluster.nodes["gpu"] in {node for _, node, _ in stage.seen()}, Client(client))
+    stage.steer()
     report = cluster.end(client)
     assert (report["inputs"], report["done"], report["failed"]) == (IMAGES, IMAGES, 0)
-    assert {node for _, node, _ in stage.seen()} == {cluster.nodes["gpu"]}
     assert rows(tmp_path / "node") == rows(tmp_path / "plain")
 
     stage.steer(pause="0.5")
