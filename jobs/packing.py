@@ -220,12 +220,12 @@ def pack(folder: Path, included: Sequence[str]) -> int:
     Raises:
         UsageError: a file to send lies outside the working directory, or all is too large.
     """
+    targets = {path: _inside(path) for path in included}
     ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
     for name in PACKAGES:
         (source,) = import_module(name).__path__
         shutil.copytree(source, folder / name, ignore=ignore)
-    for path in included:
-        target = _inside(path)
+    for path, target in targets.items():
         (folder / target).parent.mkdir(parents=True, exist_ok=True)
         if os.path.isdir(path):
             shutil.copytree(path, folder / target, ignore=ignore, dirs_exist_ok=True)

@@ -6,6 +6,7 @@ import copy
 import re
 import shutil
 import subprocess
+import zipfile
 from typing import TYPE_CHECKING, Any
 
 import jsonschema
@@ -157,3 +158,17 @@ def test_cron_takes_the_line_and_refuses_a_broken_one():
     assert "%" not in command, "cron makes a new line of it"
     with pytest.raises(ValueError, match="25"):
         cron_entry(entry.replace("30 1 ", "30 25 ", 1))
+
+
+def test_a_checkout_is_small_enough_to_send(tmp_path):
+    """What `ray job submit --working-dir .` packs: Ray takes 100 MiB."""
+    from ray._private.runtime_env.packaging import create_package
+
+    for place in ("stores", "models"):
+        assert f"/{place}/" in (ROOT / ".rayignore").read_text()
+    target = tmp_path / "package.zip"
+    create_package(str(ROOT), target, include_gitignore=True, excludes=[".git", ".venv"])
+    names = zipfile.ZipFile(target).namelist()
+    assert target.stat().st_size < 20 << 20
+    assert {"jobs/label.py", "pipeline/models/zoo.py"} <= set(names)
+    assert not [n for n in names if n.startswith((".venv/", ".git/", "docs/"))]

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 
 import psutil
 import pytest
 
 from tests.cluster.conftest import IMAGES, MODEL
-from tests.faults.stage import rows, wait_for
+from tests.faults.stage import ROOT, rows, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -45,6 +47,18 @@ def test_verbs_end_with_their_own_exit_codes(cluster, tmp_path):
     assert "no label store here" in sums[3]["error"]
     assert "--runner takes" in sums[4]["error"]
     assert sums[5]["gate"]
+
+
+def test_rays_own_client_does_as_well(cluster):
+    """`ray job submit --working-dir .`, from the checkout; it knows 0 and 1 only."""
+    store = cluster.stage.place / "streets" / "store"
+    command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address",
+               cluster.address, "--working-dir", ".", "--", sys.executable, "-m", "jobs",
+               "store", "info", store, "--json"]  # fmt: skip
+    env = cluster.stage.environment() | {"SEGMILL_TEST_DIR": f"{cluster.stage.place}/clients"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert '"verb": "store info"' in done.stdout
 
 
 def test_a_killed_gpu_node_and_a_killed_driver_leave_the_same_store(cluster, tmp_path):

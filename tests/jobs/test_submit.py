@@ -79,7 +79,7 @@ def test_paths_that_the_cluster_can_not_see(tmp_path, monkeypatch):
     assert places(*train, "tiny.yaml", included=("tiny.yaml",)) == []
     assert places(*train, "camvid-fpn") == []
     (tmp_path / "best").mkdir()
-    with pytest.raises(UsageError, match="^best"):
+    with pytest.raises(UsageError, match=r"^best"):
         places("label", "s3://b/x", "s3://b/y", "--model", "run:best?a=1")
 
 
@@ -121,7 +121,7 @@ def test_the_code_goes_along_and_nothing_else(tmp_path, monkeypatch):
     assert (tmp_path / "sent/pipeline/training/recipes/camvid-fpn.yaml").exists()
     for bad, why in (("../x", "must lie below"), ("jobs", "not the folder"), ("no", "no such")):
         with pytest.raises(UsageError, match=why):
-            pack(tmp_path / f"sent-{why[:2]}", [bad])
+            pack(tmp_path / f"sent-{bad[-1]}", [bad])
     monkeypatch.setattr(packing, "LARGEST_BYTES", 1 << 20)
     with pytest.raises(UsageError, match="MiB to send"):
         pack(tmp_path / "large", [])
