@@ -60,7 +60,7 @@ POD = thing(
 RAY_CLUSTER = thing(
     "headGroupSpec", rayVersion=TEXT, enableInTreeAutoscaling=FLAG, suspend=FLAG,
     authOptions=thing(mode=one_of("token", "disabled")),
-    autoscalerOptions=thing(idleTimeoutSeconds=COUNT, resources=CONTAINER["properties"]["resources"],
+    autoscalerOptions=thing(idleTimeoutSeconds=COUNT,
                             upscalingMode=one_of("Default", "Aggressive", "Conservative")),
     headGroupSpec=thing("template", serviceType=one_of("ClusterIP", "NodePort", "LoadBalancer"),
                         enableIngress=FLAG, rayStartParams=TEXTS, template=POD),

@@ -1,4 +1,4 @@
-"""The cluster files that ship are what Ray, Kubernetes, systemd and cron take; broken ones are not."""
+"""The cluster files are what Ray, Kubernetes, systemd and cron take; broken ones are not."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def test_paths_that_the_cluster_can_not_see(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"^images: the cluster at http://far:8265"):
         places(*LABEL)
     train = ("train", "s3://b/store", "--out", "s3://b/model", "--recipe")
-    with pytest.raises(UsageError, match="--include tiny.yaml"):
+    with pytest.raises(UsageError, match=r"--include tiny\.yaml"):
         places(*train, "tiny.yaml")
     assert places(*train, "tiny.yaml", included=("tiny.yaml",)) == []
     assert places(*train, "camvid-fpn") == []
