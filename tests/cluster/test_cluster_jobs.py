@@ -6,18 +6,20 @@ their time is Ray's start of processes.
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 
 import psutil
 import pytest
+from ray.util.state import list_actors
 
 from tests.cluster.conftest import IMAGES, MODEL
 from tests.faults.stage import ROOT, rows, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+TRAINER = "RayTrainWorker"
 
 
 class Client:
@@ -110,35 +112,35 @@ def is_driver(process: psutil.Process, store: str, place: str) -> bool:
 
 def test_training_outlives_a_killed_node(cluster, tmp_path):
     place = cluster.stage.place
-    recipe = ("--recipe", place / "tiny.yaml", "--cpu", "--workers", "1", "--epochs", "60")
+    recipe = ("--recipe", place / "tiny.yaml", "--cpu", "--workers", "1", "--epochs", "12")
     client = cluster.begin(
         "train", place / "streets" / "store", "--out", tmp_path / "model", *recipe
     )
     wait_for((tmp_path / "model" / "checkpoint.pt").exists, Client(client))
-    trainer = wait_for(lambda: worker_node(cluster, "RayTrainWorker"), Client(client))
+    trainer = wait_for(lambda: worker_node(cluster), Client(client))
     kind = next(kind for kind, node in cluster.nodes.items() if node == trainer)
     cluster.do("kill", kind)
     cluster.do("grow", kind)
     report = cluster.end(client)
-    assert report["epochs"] == 60
+    assert report["epochs"] == 12
     assert (tmp_path / "model" / "weights.safetensors").exists()
+    assert len(list_actors(cluster.address, filters=[("class_name", "=", TRAINER)])) == 2
     assert kind == "cpu", "a CPU stage does not sit on a GPU node while there is room elsewhere"
 
 
-def worker_node(cluster, actor: str) -> str | None:
-    """Return the node on which Ray says that an actor of a class lives."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    from ray.util.state import list_actors
-
+def worker_node(cluster) -> str | None:
+    """Return the node on which Ray says that a training worker lives."""
     found = list_actors(cluster.address, filters=[("state", "=", "ALIVE")], detail=True)
-    return next((a.node_id for a in found if actor in a.class_name), None)
+    return next((a.node_id for a in found if a.class_name == TRAINER), None)
+
+
+@pytest.fixture(autouse=True)
+def _no_token(monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
 
 
 def test_cpu_stages_take_no_gpu_and_segmenters_share_one(cluster, tmp_path):
-    from ray.util.state import list_actors
-
     stage = cluster.stage
-    os.environ["RAY_AUTH_MODE"] = "disabled"
     stage.steer(pause="1")
     source = cluster.stage.place / "streets" / "store"
     clients = [
