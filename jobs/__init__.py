@@ -18,6 +18,8 @@ VERBS: Final[Mapping[str, str]] = {
     "evaluate": "Score labels against truth: mIoU and a report.",
     "store": "Look after a label store: info, stats, history, restore, ...",
     "gallery": "Write a page to look at labels.",
+    "submit": "Run a verb on a Ray cluster, as a job of it.",
+    "jobs": "List, follow and stop the jobs of a Ray cluster.",
     "demo": "Run the whole tour on generated street scenes.",
     "doctor": "Say what this machine has and what is missing.",
 }

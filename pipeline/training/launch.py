@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pipeline.errors import ModelError, SegmillError, UsageError
 from pipeline.ray_runner import start_ray
@@ -14,6 +14,9 @@ from pipeline.tables.location import locate
 from pipeline.training import checkpoint
 from pipeline.training.place import Place, this_machine
 from pipeline.training.supervised import Listener, Plan, Result, preflight, read_result, train
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 RunnerName = Literal["auto", "local", "ray"]
 RUNNERS: Final = ("auto", "local", "ray")
@@ -79,7 +82,9 @@ def _train_on_ray(plan: Plan, where: Where) -> None:
     gpus = int(have.get("GPU", 0))
     workers = where.workers or max(1, gpus)
     use_gpu = gpus >= workers if where.gpu is None else where.gpu
-    threads = max(1, int(have.get("CPU", 1)) // workers)
+    threads = threads_each(
+        [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]], workers
+    )
     trainer = TorchTrainer(
         _loop,
         train_loop_config={"plan": plan, "threads": threads},
@@ -103,6 +108,22 @@ def _train_on_ray(plan: Plan, where: Where) -> None:
             ray.shutdown()
     # What Ray Train keeps beside the model is a copy of the checkpoint.
     shutil.rmtree(f"{plan.out}/{_RAY_FOLDER}", ignore_errors=True)
+
+
+def threads_each(cpus: Sequence[float], workers: int) -> int:
+    """Return the most CPUs that each of the workers can have on nodes with so many.
+
+    A share of the cluster's sum would not do: a worker that fits on no node waits for ever.
+
+    >>> threads_each([4, 3], 1), threads_each([4, 3], 2), threads_each([4, 3], 3)
+    (4, 3, 2)
+    >>> threads_each([], 2)
+    1
+    """
+    for threads in range(int(max(cpus, default=1)), 1, -1):
+        if sum(int(held // threads) for held in cpus) >= workers:
+            return threads
+    return 1
 
 
 def _resources(use_gpu: bool, threads: int) -> dict[str, float]:

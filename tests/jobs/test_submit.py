@@ -1,0 +1,208 @@
+"""What `segmill submit` decides before it talks to a cluster, and how it reads what Ray says."""
+
+from __future__ import annotations
+
+import os
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from jobs import packing, ray_jobs
+from jobs.packing import check_places, gpu_options, job_name, pack, parse_verb, variables
+from jobs.ray_jobs import ClusterSilent, JobRuns, ended, server_address, within
+from jobs.submit import Order, free_name
+from pipeline.errors import UsageError
+from tests.jobs.calls import call
+
+LABEL = ("label", "images", "s3://labels/night", "--model", "zoo:enet")
+
+
+def test_a_mistake_is_told_before_it_is_sent(capsys):
+    summary, _ = call(capsys, "submit", "label", "images", code=2)
+    assert "Missing" in summary["error"]
+    summary, _ = call(capsys, "submit", "lable", "images", code=2)
+    assert "no verb" in summary["error"]
+    summary, _ = call(capsys, "submit", "store", "forget", "x", code=2)
+    assert "info" in summary["error"]
+    summary, _ = call(capsys, "submit", "jobs", "list", code=2)
+    assert "not submitted" in summary["error"]
+    summary, _ = call(capsys, "submit", "--no-wait", "--retries", 2, *LABEL, code=2)
+    assert "--wait" in summary["error"]
+
+
+def test_nobody_there_is_an_error_in_one_line(capsys):
+    where = ("--address", "http://127.0.0.1:9")
+    summary, said = call(capsys, "submit", *where, "store", "info", "s3://x/y", code=1)
+    assert "nothing answers" in summary["error"]
+    assert "Traceback" not in said
+
+
+def test_secrets_stay_at_home():
+    assert variables(["A=b=c", "TOKENIZERS_PARALLELISM=false"]) == {
+        "A": "b=c", "TOKENIZERS_PARALLELISM": "false",
+    }  # fmt: skip
+    os.environ["SEGMILL_HERE"] = "there"
+    assert variables(["SEGMILL_HERE"]) == {"SEGMILL_HERE": "there"}
+    for name in (
+        "AWS_SECRET_ACCESS_KEY",
+        "HF_TOKEN",
+        "PASSWORD",
+        "my_api_key",
+        "AWS_ACCESS_KEY_ID",
+    ):
+        with pytest.raises(UsageError, match="shows a job's variables") as refused:
+            variables([f"{name}=hunter2"])
+        assert "hunter2" not in str(refused.value)
+    for bad in ("=x", "A B=c", "SEGMILL_NOT_SET_ANYWHERE", "P=http://me:pw@proxy"):
+        with pytest.raises(UsageError):
+            variables([bad])
+    with pytest.raises(UsageError, match="holds a login") as refused:
+        parse_verb(["store", "info", "s3://me:hunter2@bucket/x"])
+    assert "hunter2" not in str(refused.value)
+
+
+def test_paths_that_the_cluster_can_not_see(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text("")
+
+    def places(*words: str, included: tuple[str, ...] = ()) -> list[str]:
+        return check_places(parse_verb(words), included, address="http://far:8265")
+
+    assert places("store", "info", "s3://bucket/store") == []
+    assert "/mnt/store" in places("store", "info", "/mnt/store")[0]
+    with pytest.raises(UsageError, match=r"^images: the cluster at http://far:8265"):
+        places(*LABEL)
+    train = ("train", "s3://b/store", "--out", "s3://b/model", "--recipe")
+    with pytest.raises(UsageError, match=r"--include tiny\.yaml"):
+        places(*train, "tiny.yaml")
+    assert places(*train, "tiny.yaml", included=("tiny.yaml",)) == []
+    assert places(*train, "camvid-fpn") == []
+    (tmp_path / "best").mkdir()
+    with pytest.raises(UsageError, match=r"^best"):
+        places("label", "s3://b/x", "s3://b/y", "--model", "run:best?a=1")
+
+
+@pytest.mark.parametrize(
+    ("words", "gpus", "expected"),
+    [
+        (LABEL, None, []),
+        (LABEL, 0, ["--gpus-per-actor", "0"]),
+        (LABEL, 4, ["--gpus-per-actor", "1", "--actors", "1:4"]),
+        (LABEL, 0.5, ["--gpus-per-actor", "0.5", "--actors", "1"]),
+        ((*LABEL, "--gpus-per-actor=0.25"), 2, ["--actors", "1:8"]),
+        ((*LABEL, "--actors", "3"), 2, "not both"),
+        (LABEL, 1.5, "whole GPUs"),
+        (("train", "s", "--recipe", "r", "--out", "o"), 2, ["--gpu", "--workers", "2"]),
+        (("train", "s", "--recipe", "r", "--out", "o"), 0, ["--cpu"]),
+        (("store", "info", "s"), 1, "does not take"),
+    ],
+)
+def test_gpus_go_to_the_verbs_own_workers(words, gpus, expected):
+    if isinstance(expected, str):
+        with pytest.raises(UsageError, match=expected):
+            gpu_options(parse_verb(words), gpus)
+    else:
+        options = gpu_options(parse_verb(words), gpus)
+        assert options == expected
+        parse_verb([*words, *options])
+
+
+def test_the_code_goes_along_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nets").mkdir()
+    (tmp_path / "nets" / "mine.py").write_text("x = 1")
+    (tmp_path / "huge.bin").write_bytes(b"0")
+    size = pack(tmp_path / "sent", ["nets/mine.py"])
+    sent = {p.name for p in (tmp_path / "sent").iterdir()}
+    assert sent == {"connectors", "pipeline", "jobs", "nets"}
+    assert size < 20 << 20
+    assert not list((tmp_path / "sent").rglob("__pycache__"))
+    assert (tmp_path / "sent/pipeline/training/recipes/camvid-fpn.yaml").exists()
+    for bad, why in (("../x", "must lie below"), ("jobs", "not the folder"), ("no", "no such")):
+        with pytest.raises(UsageError, match=why):
+            pack(tmp_path / f"sent-{bad[-1]}", [bad])
+    monkeypatch.setattr(packing, "LARGEST_BYTES", 1 << 20)
+    with pytest.raises(UsageError, match="MiB to send"):
+        pack(tmp_path / "large", [])
+
+
+def test_the_same_command_has_the_same_name_and_runs_once():
+    parsed = parse_verb(LABEL)
+    assert job_name(parsed) == job_name(parse_verb(LABEL))
+    assert job_name(parsed) != job_name(parse_verb([*LABEL, "--limit", "3"]))
+
+    def cluster(**jobs: str) -> SimpleNamespace:
+        found = [
+            SimpleNamespace(submission_id=k.replace("_", "-"), status=v) for k, v in jobs.items()
+        ]
+        return SimpleNamespace(all=lambda: found)
+
+    assert free_name(cluster(), "a") == "a"
+    assert free_name(cluster(a="FAILED", b="RUNNING"), "a") == "a-2"
+    assert free_name(cluster(a="FAILED", a_2="SUCCEEDED"), "a") == "a-3"
+    for status in ("PENDING", "RUNNING"):
+        with pytest.raises(JobRuns, match="a-2 runs already"):
+            free_name(cluster(a="FAILED", a_2=status), "a")
+
+
+def test_the_entry_point_holds_odd_arguments_together():
+    order = Order(parse_verb(["store", "info", "a b;$(x)"]), (), "n")
+    assert order.entrypoint("python", here=False) == (
+        "exec python -P -m jobs store info 'a b;$(x)'"
+    )
+    assert order.entrypoint("python", here=True).startswith(f"cd {os.getcwd()} && exec")
+    pinned = Order(parse_verb(["doctor"]), (), "n", installed="1.2'3")
+    assert "exit 2" in pinned.entrypoint("python", here=False)
+    import subprocess
+
+    done = subprocess.run(["sh", "-c", pinned.entrypoint("false", here=False)], capture_output=True)
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "driver", "code", "again"),
+    [
+        ("SUCCEEDED", 0, 0, False), ("FAILED", 1, 1, True), ("FAILED", 2, 2, False),
+        ("FAILED", 3, 3, False), ("FAILED", 4, 4, False), ("FAILED", 137, 137, True),
+        ("FAILED", -9, 137, True), ("FAILED", None, 1, True), ("STOPPED", None, 130, False),
+    ],
+)  # fmt: skip
+def test_exit_codes_are_the_drivers(status, driver, code, again):
+    details = SimpleNamespace(status=status, driver_exit_code=driver, message="a\nlost its node")
+    found = ended(details)
+    assert (found.code, found.again) == (code, again)
+    if driver is None and status == "FAILED":
+        assert "lost its node" in found.says
+
+
+def test_no_call_hangs():
+    assert within(5, "it", lambda: 3) == 3
+    with pytest.raises(KeyError):
+        within(5, "it", lambda: {}["x"])
+    with pytest.raises(ClusterSilent, match="it: no answer"):
+        within(0.05, "it", lambda: time.sleep(30))
+
+
+def test_where_jobs_go(monkeypatch):
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    assert server_address(None) == ray_jobs.DEFAULT_ADDRESS
+    monkeypatch.setenv("RAY_ADDRESS", "http://other:8265")
+    assert server_address(None) == "http://other:8265"
+    assert server_address("10.0.0.1:8265/") == "http://10.0.0.1:8265"
+    with pytest.raises(UsageError, match="dashboard"):
+        server_address("ray://head:10001")
+
+
+def test_a_token_is_sent_where_there_is_one(monkeypatch, tmp_path):
+    monkeypatch.setattr(ray_jobs.Path, "home", lambda: tmp_path)
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    assert ray_jobs.set_authentication() == "disabled"
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "t")
+    assert ray_jobs.set_authentication() == "token"
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert ray_jobs.set_authentication() == "disabled"
