@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.runs.keys import keys_of, row_numbers, text_numbers
+from pipeline.runs.keys import row_numbers, text_numbers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -59,9 +59,9 @@ class Rows:
 
     high: Numbers
     low: Numbers
-    label: Numbers
-    """Of fingerprint and digest."""
     fingerprint: Numbers
+    digest: Numbers
+    """Of what labelled the row."""
     fragment: NDArray[np.int32]
     row: NDArray[np.int32]
     paths: list[str]
@@ -108,13 +108,17 @@ def _is_truth(batch: pa.RecordBatch) -> NDArray[np.bool_]:
 
 
 def _numbers(batch: pa.RecordBatch) -> tuple[Numbers, Numbers, Numbers, Numbers]:
-    texts = [_text(batch[name]) for name in COLUMNS[:4]]
-    keys = keys_of(*texts)
-    return keys.high, keys.low, keys.label, text_numbers(texts[2])
+    dataset, path, fingerprint, digest = (_text(batch[name]) for name in COLUMNS[:4])
+    return *row_numbers(dataset, path), text_numbers(fingerprint), text_numbers(digest)
 
 
 def _text(column: pa.Array) -> pa.Array:
     return pc.fill_null(column.cast(pa.string()), "")
+
+
+def number_of(text: str) -> np.uint64:
+    """Return the number of one text, as the columns have it."""
+    return np.uint64(text_numbers(pa.array([text], pa.string()))[0])
 
 
 def truth_paths(store: Store) -> Numbers:
