@@ -9,13 +9,17 @@ Relative paths are relative to where the command runs, as on every verb's comman
 from __future__ import annotations
 
 import hashlib
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from pipeline.refresh.limits import Limits
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
@@ -150,7 +154,11 @@ class Drift(_Part):
     least_images: Annotated[int, Field(ge=1)] = 20
     """Shares of fewer images than this are not judged."""
     class_shares: Share | None = 0.1
-    """Most total variation distance between the classes' shares of pixels."""
+    """Most total variation distance between the classes' shares, on images of both nights."""
+    bucket: Share | None = 0.25
+    """The same on all images: new ones may show other things."""
+    vanished: Share | None = 0.002
+    """A class with this share of the pixels may not shrink to a tenth, on images of both nights."""
     confidence: Share | None = 0.1
     """Most fall of the mean confidence."""
     ignored: Share | None = 0.15
@@ -165,6 +173,12 @@ class Drift(_Part):
     """Most share of pixels whose class changes, in images that did not."""
     gone: Share | None = 0.2
     """Most share of labelled images that the listing no longer has: a bucket half listed."""
+
+    def limits(self) -> Limits:
+        """Return the limits on compositions and changes."""
+        from pipeline.refresh.limits import Limits
+
+        return Limits(**{f.name: getattr(self, f.name) for f in fields(Limits)})
 
 
 class Hysteresis(_Part):

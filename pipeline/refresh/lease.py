@@ -209,6 +209,8 @@ def _create(url: str, name: str, text: bytes) -> bool:
         fs.pipe_file(place, text, mode="create")
     except FileExistsError:
         return False
+    except OSError:
+        pass  # "precondition failed", also when a repeated request meets the first one's file
     except (TypeError, NotImplementedError):  # a file system without exclusive creation
         if fs.exists(place):
             return False
