@@ -22,6 +22,8 @@ _STEPS: Final = (1, 2, 2.5, 5, 10)
 _DOTS: Final = 60
 """Points of a curve that are dots, too; more than this are a line alone."""
 _LABELS: Final = 6
+_FLAT: Final = 0.01
+"""A curve that moves by less than this share of itself is shown as flat, which it is."""
 _ROW: Final = 24
 _NAME: Final = 150
 
@@ -86,9 +88,15 @@ def _frame(
         )
         parts.append(_text(_LEFT - 6, y + 4, text, "end"))
     below = _HEIGHT - _BOTTOM + 16
-    parts += [_text(axes.at_x(v), below, text) for v, text in across]
+    for value, text in across:
+        x = axes.at_x(value)
+        # At the right edge a long name would be cut off.
+        late = x + 3.5 * len(text) > _WIDTH
+        parts.append(_text(_WIDTH if late else x, below, text, "end" if late else "middle"))
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(_text(middle, _HEIGHT - 6, names[0], kind="axis"))
+    if not names[1]:
+        return parts
     y = (_TOP + _HEIGHT - _BOTTOM) / 2
     turned = Markup('<g transform="rotate(-90 9 {})">{}</g>').format(
         y, _text(9, y + 3, names[1], kind="axis")
@@ -132,6 +140,8 @@ def curves(
     bands = [b for name in lines for b in look.bands.get(name, ()) if b is not None]
     known = [v for values in (*lines.values(), *bands) for v in values if v is not None]
     low, high = min(known, default=0.0), max(known, default=1.0)
+    if high - low < _FLAT * max(abs(high), _FLAT):
+        low, high = low - _FLAT * (abs(low) or 1), high + _FLAT * (abs(high) or 1)
     up = ticks(low, high)
     last = max(x)
     across = _places(x, look.labels, x_share)

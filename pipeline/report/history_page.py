@@ -13,7 +13,7 @@ from pipeline.report.charts import Look, curves, legend
 from pipeline.report.night_page import PAGE, VERDICTS, span
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from markupsafe import Markup
 
@@ -155,7 +155,7 @@ def _minutes(night: Night) -> float | None:
 
 
 def _plot(
-    name: str, nights: Sequence[Night], lines: dict[str, Values], look: Look
+    name: str, nights: Sequence[Night], lines: Mapping[str, Values], look: Look
 ) -> dict[str, Any] | None:
     """Draw lines over the nights; those that were turned down are made out."""
     if not any(v is not None for values in lines.values() for v in values):
@@ -171,6 +171,6 @@ def _plot(
     }
     look = Look(look.text, look.unit, [n.id[5:] for n in nights], bands, marked)
     says = f"{name}, over {len(nights)} nights, {nights[0].id} to {nights[-1].id}"
-    svg = curves(list(range(len(nights))), lines, x_name="night", y_name=name, says=says, look=look)
+    svg = curves(list(range(len(nights))), lines, x_name="night", y_name="", says=says, look=look)
     key: Markup | str = legend(lines) if len(lines) > 1 else ""
     return {"name": name, "svg": svg, "legend": key}

@@ -129,7 +129,9 @@ def _condition(c: Condition) -> dict[str, Any]:
     def said(value: float | None) -> str:
         if value is None:
             return "unknown"
-        return f"{value:.4g}" if whole else points(value) if relative else percent(value)
+        if relative:
+            return points(value)
+        return (f"{value:.4g}" if whole else percent(value)).replace("-", "−")
 
     return {
         "name": c.name,

@@ -61,7 +61,7 @@ def _chart(name: str, rows: Sequence[dict[str, Any]], key: str, look: Look) -> d
     x, y = zip(*points, strict=True)
     first, last = (f"{look.text(v)}{look.unit}" for v in (y[0], y[-1]))
     says = f"{name} by epoch: {first} first, {last} last"
-    svg = curves(x, {name: y}, x_name="epoch", y_name=name, says=says, look=look)
+    svg = curves(x, {name: y}, x_name="epoch", y_name="", says=says, look=look)
     return {"name": name, "svg": svg}
 
 
