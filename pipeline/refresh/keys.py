@@ -85,7 +85,7 @@ class Rows:
             number, first = numbers.setdefault(path, len(numbers)), seen.get(path, 0)
             seen[path] = first + batch.num_rows
             by_people = _is_truth(batch)
-            found = _numbers(batch)
+            found = read_keys(batch)
             places = np.arange(first, first + batch.num_rows, dtype=np.int32)
             home = np.full(batch.num_rows, number, np.int32)
             for part, values in zip(parts, (*found, home, places), strict=True):
@@ -107,7 +107,8 @@ def _is_truth(batch: pa.RecordBatch) -> NDArray[np.bool_]:
     return np.asarray(found.to_numpy(zero_copy_only=False), np.bool_)
 
 
-def _numbers(batch: pa.RecordBatch) -> tuple[Numbers, Numbers, Numbers, Numbers]:
+def read_keys(batch: pa.RecordBatch) -> tuple[Numbers, Numbers, Numbers, Numbers]:
+    """Return both numbers of each row, its fingerprint's and its labeller's, of `COLUMNS`."""
     dataset, path, fingerprint, digest = (_text(batch[name]) for name in COLUMNS[:4])
     return *row_numbers(dataset, path), text_numbers(fingerprint), text_numbers(digest)
 

@@ -194,9 +194,7 @@ class Worker:
         plan = self.plan
         provenance = replace(record.provenance, run=f"night-{plan.night}", at=plan.at)
         extra = noted(record.extras(), plan.number, settled)
-        return replace(
-            record, provenance=provenance, extra=json.dumps(extra, sort_keys=True)
-        )
+        return replace(record, provenance=provenance, extra=json.dumps(extra, sort_keys=True))
 
     def _settled(self, record: Record, old: dict[str, Any], changes: Changes) -> Record:
         """Return a row after hysteresis, and add what changed.
@@ -297,9 +295,7 @@ def tasks(
         yield _task(held, olds)
 
 
-def _task(
-    fragments: Sequence[Fragment], olds: Callable[[str, int], Sequence[Old | None]]
-) -> Task:
+def _task(fragments: Sequence[Fragment], olds: Callable[[str, int], Sequence[Old | None]]) -> Task:
     found, first = [], 0
     for fragment in fragments:
         for place, old in enumerate(olds(fragment.path, fragment.rows)):
@@ -312,7 +308,9 @@ def _task(
     return Task(name.hexdigest(), tuple(fragments), tuple(found))
 
 
-def gathered(results: Iterator[Moved], space: LabelSpace) -> tuple[list[Moved], Composition, Changes]:
+def gathered(
+    results: Iterator[Moved], space: LabelSpace
+) -> tuple[list[Moved], Composition, Changes]:
     """Sum up what came of all tasks."""
     parts, rows, changes = [], Composition.empty(space), Changes.empty(space)
     for moved in results:
@@ -320,5 +318,3 @@ def gathered(results: Iterator[Moved], space: LabelSpace) -> tuple[list[Moved], 
         rows.merge(moved.rows)
         changes.merge(moved.changes)
     return parts, rows, changes
-
-
