@@ -22,7 +22,7 @@ from pipeline.refresh.record import Condition
 from pipeline.refresh.settling import Moved, Plan, Task, tasks
 from pipeline.samples import with_digest
 from pipeline.store import Store
-from pipeline.tables.location import is_table
+from pipeline.tables.location import is_table, locate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -142,7 +142,7 @@ def canary(work: Work) -> None:
     step.figures |= {"images": report.inputs, "failed": report.failed}
     if report.failed > max(1, work.config.label.allowed(report.inputs)):
         raise Rejected([f"canary: {report.failed} of {report.inputs} images cannot be labelled"])
-    parts, rows, changes = _settle(work, todo, write=False)
+    _, rows, changes = _settle(work, todo, write=False)
     checks = _renamed(compare(None, rows, changes, work.config.drift.limits()), "canary: ")
     night.checks = checks
     step.figures["churn"] = changes.figures()["churn"]
@@ -197,7 +197,9 @@ def _settle(work: Work, todo: Todo, *, write: bool) -> tuple[list[Moved], Compos
     scales = (None, None)
     if last is not None and mine is not None and last.space == mine.space == space:
         scales = Scale.of(space, mine.maps), Scale.of(space, last.maps)
-    url = work.base.url if work.base is not None else _published_url(work)
+    url = locate(work.config.labels)
+    if write and not is_table(url):  # the first night: a store without rows
+        Store.create(url, [space])
     plan = Plan(
         staged, work.base, url, work.nights.url(work.night.id, MOVED) if write else "", space,
         work.night.id, date.fromisoformat(work.night.id[:10]).toordinal(), work.night.began,
@@ -213,12 +215,6 @@ def _settle(work: Work, todo: Todo, *, write: bool) -> tuple[list[Moved], Compos
         rows.merge(outcome.result.rows)
         changes.merge(outcome.result.changes)
     return parts, rows, changes
-
-
-def _published_url(work: Work) -> str:
-    from pipeline.tables.location import locate
-
-    return locate(work.config.labels)
 
 
 @dataclass(frozen=True, slots=True)

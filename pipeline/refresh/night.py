@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from pipeline.pseudo.calibrate import Calibration
 from pipeline.refresh.models import options_of
 from pipeline.runner import Resources, choose
-from pipeline.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from pipeline.runner import Runner
     from pipeline.runs.report import RunReport
     from pipeline.segmenter import SegmenterFactory
+    from pipeline.store import Store
 
 SECONDS_AN_IMAGE = 0.15
 THRESHOLDS = "thresholds.json"
