@@ -88,11 +88,11 @@ def _opened(
         )
     if night is None:
         night = Night(id=name, caught_up=_missed(nights, name))
+    if again and night.status == "published":
+        raise UsageError(f"night {name} is published; --rollback takes it back")
     published = found is not None and found.night == name
     if published or (night.final and not again):
         return night
-    if again and night.status == "published":
-        raise UsageError(f"night {name} is published; --rollback takes it back")
     if again or night.status == "nothing-new" or _is_stale(night, found, config):
         _forget(config, nights, night)
     return night
