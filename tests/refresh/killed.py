@@ -11,7 +11,7 @@ import torch
 
 from pipeline.refresh import label_steps, model_steps, settling  # noqa: F401 - loaded before forks
 from pipeline.refresh.night import Hooks
-from tests.refresh.world import World
+from tests.refresh.world import LAX, World
 
 
 def die() -> None:
@@ -30,4 +30,4 @@ def killed_night(root: str, model: Any, day: int, point: str) -> None:
         if f"{step}+" == point and report.done:
             die()
 
-    World(Path(root), model).night(day, Hooks(boundary=boundary, watch=watch))
+    World(Path(root), model).night(day, Hooks(boundary=boundary, watch=watch), gate=LAX)

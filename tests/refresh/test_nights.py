@@ -15,7 +15,7 @@ from pipeline.refresh.rollback import rollback
 from pipeline.refresh.state import in_force, open_published
 from pipeline.store import Store
 from tests.refresh.palette_model import BETTER, GOOD, POISONED
-from tests.refresh.world import World, date_of, picture, rows_of, truth_record, write
+from tests.refresh.world import LAX, World, date_of, picture, rows_of, truth_record, write
 
 
 class Readers:
@@ -214,12 +214,11 @@ def test_bad_images_are_counted_and_too_many_reject(tmp_path):
 def test_drift_is_rejected_though_the_gate_lets_it_through(tmp_path):
     world = World(tmp_path, GOOD)
     world.arrive(0, 8)
-    lax = {"least": {}, "worse": {"miou": None, "classes": None}}
-    world.night(1, gate=lax)
+    world.night(1, gate=LAX)
     before = rows_of(world.store())
     files = {p.name for p in (tmp_path / "labels" / "data").rglob("*.parquet")}
     world.model = POISONED
-    night = world.night(2, gate=lax, hysteresis=None)
+    night = world.night(2, gate=LAX, hysteresis=None)
     assert night.status == "rejected"
     assert night.gate == []
     assert {c.name for c in night.checks if not c.passed} >= {"class shares, same images", "churn"}
@@ -230,13 +229,12 @@ def test_drift_is_rejected_though_the_gate_lets_it_through(tmp_path):
 def test_a_canary_stops_a_bad_model_before_the_bucket_is_labelled(tmp_path):
     world = World(tmp_path, GOOD)
     world.arrive(0, 40)
-    lax = {"least": {}, "worse": {"miou": None, "classes": None}}
     drift = {"canary": 8, "least_images": 4}
-    first = world.night(1, gate=lax, drift=drift)
+    first = world.night(1, gate=LAX, drift=drift)
     assert first.step("canary").figures["images"] == 8
     assert first.sums == {"inputs": 40, "done": 32, "skipped": 8, "failed": 0}
     world.model = POISONED
-    night = world.night(2, gate=lax, drift=drift, hysteresis=None)
+    night = world.night(2, gate=LAX, drift=drift, hysteresis=None)
     assert night.status == "rejected"
     assert night.step("label") is None
     assert Store.open(Nights(world.config().work).url(date_of(2), "staged")).count() == 8

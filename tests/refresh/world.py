@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from pipeline.refresh.record import Night
 
 SIZE = (24, 32)
-PROVENANCE_OF_TIME = ("at", "run")
+LAX = {"least": {}, "worse": {"miou": None, "classes": None}}
+"""A gate that lets all through."""
 
 
 def picture(seed: int) -> tuple[np.ndarray, np.ndarray]:
