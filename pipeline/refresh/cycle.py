@@ -23,7 +23,7 @@ from pipeline.refresh.label_steps import (
     label_images,
     publish_night,
 )
-from pipeline.refresh.lease import Lease
+from pipeline.refresh.lease import Lease, LeaseLost
 from pipeline.refresh.model_steps import calibrate_model, choose_model, find_images, pass_gate
 from pipeline.refresh.models import options_of, point_to, tidy
 from pipeline.refresh.night import Hooks, Rejected, Work
@@ -193,6 +193,8 @@ def _attempt(work: Work, found: InForce | None) -> None:
         night.status, night.reasons = "rejected", rejected.reasons
         _remove_moved(work)
         _tidy(work, None if work.last is None else work.last.champion)
+    except LeaseLost:
+        raise  # the record is another process's by now
     except (Exception, KeyboardInterrupt) as error:
         night.status = "failed"
         night.reasons = [" ".join(str(error).split()) or type(error).__name__]

@@ -84,8 +84,14 @@ class Work:
         return self.last is not None and self.last.champion.label_digest == mine
 
     def save(self, step: Step | None = None) -> None:
-        """Write the record; `step` is over with that."""
+        """Write the record; `step` is over with that.
+
+        Raises:
+            LeaseLost: another process works on the night, and the record is its own.
+        """
         from pipeline.refresh.record import now
+
+        self.check()
 
         if step is not None:
             step.ended = now()
