@@ -91,15 +91,19 @@ class Rows:
             for part, values in zip(parts, (*found, home, places), strict=True):
                 part.append(values[~by_people])
             truth.append(text_numbers(_text(batch["image.path"]))[by_people])
-        kinds = (np.uint64,) * 4 + (np.int32,) * 2
-        joined = [
-            np.concatenate(part) if part else np.zeros(0, kind)
-            for part, kind in zip(parts, kinds, strict=True)
-        ]
-        return cls(*joined, list(numbers), np.concatenate(truth))
+        names = [_joined(part, np.uint64) for part in parts[:4]]
+        homes = [_joined(part, np.int32) for part in parts[4:]]
+        return cls(
+            names[0], names[1], names[2], names[3], homes[0], homes[1], list(numbers),
+            np.concatenate(truth),
+        )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.high)
+
+
+def _joined(parts: list[Any], kind: Any) -> NDArray[Any]:
+    return np.concatenate(parts) if parts else np.zeros(0, kind)
 
 
 def _is_truth(batch: pa.RecordBatch) -> NDArray[np.bool_]:

@@ -194,7 +194,7 @@ def _settle(work: Work, todo: Todo, *, write: bool) -> tuple[list[Moved], Compos
     hysteresis = work.config.hysteresis
     last = None if work.last is None else work.calibration(work.last.night)
     mine = work.calibration()
-    scales = (None, None)
+    scales: tuple[Scale | None, Scale | None] = (None, None)
     if last is not None and mine is not None and last.space == mine.space == space:
         scales = Scale.of(space, mine.maps), Scale.of(space, last.maps)
     url = locate(work.config.labels)
