@@ -154,10 +154,12 @@ def _interval(value: Any) -> tuple[float, float] | None:
 
 def reasons(conditions: Sequence[Condition]) -> list[str]:
     """Return why conditions say no, one line each."""
-    found = []
-    for c in (c for c in conditions if not c.passed):
-        figure = "unknown" if c.figure is None else f"{c.figure:.4f}"
-        limit = "" if c.limit is None else f", limit {c.limit:.4f}"
-        found.append(f"{c.name}: {c.why}" if c.kind == "drift" and c.why
-                     else f"{c.name}: {figure}{limit}" + (f" ({c.why})" if c.why else ""))  # fmt: skip
-    return found
+    return [_reason(c) for c in conditions if not c.passed]
+
+
+def _reason(c: Condition) -> str:
+    if c.kind == "drift" and c.why:
+        return c.why if c.why.startswith(c.name.partition(":")[0]) else f"{c.name}: {c.why}"
+    figure = "unknown" if c.figure is None else f"{c.figure:.4f}"
+    limit = "" if c.limit is None else f", limit {c.limit:.4f}"
+    return f"{c.name}: {figure}{limit}" + (f" ({c.why})" if c.why else "")

@@ -85,21 +85,25 @@ class Rows:
             number, first = numbers.setdefault(path, len(numbers)), seen.get(path, 0)
             seen[path] = first + batch.num_rows
             by_people = _is_truth(batch)
-            found = _numbers(batch)
+            found = read_keys(batch)
             places = np.arange(first, first + batch.num_rows, dtype=np.int32)
             home = np.full(batch.num_rows, number, np.int32)
             for part, values in zip(parts, (*found, home, places), strict=True):
                 part.append(values[~by_people])
             truth.append(text_numbers(_text(batch["image.path"]))[by_people])
-        kinds = (np.uint64,) * 4 + (np.int32,) * 2
-        joined = [
-            np.concatenate(part) if part else np.zeros(0, kind)
-            for part, kind in zip(parts, kinds, strict=True)
-        ]
-        return cls(*joined, list(numbers), np.concatenate(truth))
+        names = [_joined(part, np.uint64) for part in parts[:4]]
+        homes = [_joined(part, np.int32) for part in parts[4:]]
+        return cls(
+            names[0], names[1], names[2], names[3], homes[0], homes[1], list(numbers),
+            np.concatenate(truth),
+        )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.high)
+
+
+def _joined(parts: list[Any], kind: Any) -> NDArray[Any]:
+    return np.concatenate(parts) if parts else np.zeros(0, kind)
 
 
 def _is_truth(batch: pa.RecordBatch) -> NDArray[np.bool_]:
@@ -107,7 +111,8 @@ def _is_truth(batch: pa.RecordBatch) -> NDArray[np.bool_]:
     return np.asarray(found.to_numpy(zero_copy_only=False), np.bool_)
 
 
-def _numbers(batch: pa.RecordBatch) -> tuple[Numbers, Numbers, Numbers, Numbers]:
+def read_keys(batch: pa.RecordBatch) -> tuple[Numbers, Numbers, Numbers, Numbers]:
+    """Return both numbers of each row, its fingerprint's and its labeller's, of `COLUMNS`."""
     dataset, path, fingerprint, digest = (_text(batch[name]) for name in COLUMNS[:4])
     return *row_numbers(dataset, path), text_numbers(fingerprint), text_numbers(digest)
 

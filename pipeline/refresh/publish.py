@@ -91,6 +91,10 @@ class Publication:
         rows = sum(f.rows for f in self.add)
         return {"verb": "refresh", "rows": rows, **note_of(self.night, self.champion)}
 
+    def tagged(self, store: Store) -> Published:
+        """Give the snapshot its tag."""
+        return tagged(store, self.tag, sum(f.rows for f in self.add))
+
 
 def publish(asked: Publication, nights: Nights, check: Callable[[], None]) -> Published:
     """Publish a night, unless its commit is there already; the tag follows.
@@ -109,7 +113,7 @@ def publish(asked: Publication, nights: Nights, check: Callable[[], None]) -> Pu
         store = store.with_spaces([asked.space])
         found = in_force(store, nights)
         if found is not None and found.night == asked.night:
-            return _tagged(Store.open(asked.url, found.version), asked)
+            return asked.tagged(Store.open(asked.url, found.version))
         if (None if found is None else found.night) != asked.base:
             raise PublishedMeanwhile(
                 f"{asked.url}: night {'none' if found is None else found.night} is in force, and "
@@ -124,22 +128,23 @@ def publish(asked: Publication, nights: Nights, check: Callable[[], None]) -> Pu
             failed = error
             continue
         if done.version == store.version:  # not a row differs: the night says so all the same
-            return _tagged(done, asked)
-        return _tagged(Store.open(asked.url, store.version + 1), asked)
+            return asked.tagged(done)
+        return asked.tagged(Store.open(asked.url, store.version + 1))
     raise CommitConflict(f"{asked.url}: other writers committed first, time and again") from failed
 
 
-def _tagged(store: Store, asked: Publication) -> Published:
-    if store.tags().get(asked.tag) != store.version:
-        store.tag(asked.tag)
+def tagged(store: Store, tag: str, added: int = 0) -> Published:
+    """Give a night's snapshot its tag, and return what is published."""
+    if store.tags().get(tag) != store.version:
+        store.tag(tag)
     rows = Rows.of(store)
     return Published(
         store=store.url,
         base_version=store.version - 1,
         version=store.version,
-        tag=asked.tag,
+        tag=tag,
         rows=len(rows),
-        added=sum(f.rows for f in asked.add),
+        added=added,
         truth_rows=len(rows.truth),
     )
 

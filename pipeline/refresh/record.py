@@ -34,8 +34,9 @@ _NIGHT: Final = re.compile(r"\d{4}-\d{2}-\d{2}(?:T\d{2}(?:\d{2})?)?")
 
 
 def now() -> datetime:
-    """Return the time, whole seconds, UTC."""
-    return datetime.now(UTC).replace(microsecond=0)
+    """Return the time, in milliseconds, UTC."""
+    time = datetime.now(UTC)
+    return time.replace(microsecond=time.microsecond // 1000 * 1000)
 
 
 def check_night(name: str) -> str:

@@ -117,6 +117,7 @@ class Plan:
     last_scale: Scale | None = None
 
     def __call__(self) -> Callable[[Task], Moved]:
+        """Return a worker with readers of its own."""
         base = None if self.base is None else copy(self.base)
         return Worker(replace(self, staged=copy(self.staged), base=base))
 
@@ -132,6 +133,7 @@ class Worker:
         self.channels = Channels(self.plan.space)
 
     def __call__(self, task: Task) -> Moved:
+        """Settle a task's rows, unless an earlier attempt did."""
         plan = self.plan
         known = self._known(task)
         if known is not None:
@@ -194,9 +196,7 @@ class Worker:
         plan = self.plan
         provenance = replace(record.provenance, run=f"night-{plan.night}", at=plan.at)
         extra = noted(record.extras(), plan.number, settled)
-        return replace(
-            record, provenance=provenance, extra=json.dumps(extra, sort_keys=True)
-        )
+        return replace(record, provenance=provenance, extra=json.dumps(extra, sort_keys=True))
 
     def _settled(self, record: Record, old: dict[str, Any], changes: Changes) -> Record:
         """Return a row after hysteresis, and add what changed.
@@ -297,9 +297,7 @@ def tasks(
         yield _task(held, olds)
 
 
-def _task(
-    fragments: Sequence[Fragment], olds: Callable[[str, int], Sequence[Old | None]]
-) -> Task:
+def _task(fragments: Sequence[Fragment], olds: Callable[[str, int], Sequence[Old | None]]) -> Task:
     found, first = [], 0
     for fragment in fragments:
         for place, old in enumerate(olds(fragment.path, fragment.rows)):
@@ -310,15 +308,3 @@ def _task(
     for fragment in fragments:
         name.update(f"{fragment.path}\0".encode())
     return Task(name.hexdigest(), tuple(fragments), tuple(found))
-
-
-def gathered(results: Iterator[Moved], space: LabelSpace) -> tuple[list[Moved], Composition, Changes]:
-    """Sum up what came of all tasks."""
-    parts, rows, changes = [], Composition.empty(space), Changes.empty(space)
-    for moved in results:
-        parts.append(moved)
-        rows.merge(moved.rows)
-        changes.merge(moved.changes)
-    return parts, rows, changes
-
-
