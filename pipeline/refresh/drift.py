@@ -342,17 +342,3 @@ class Changes:
         order = np.argsort(-off, axis=None, kind="stable")[:_MOVES]
         pairs = [divmod(int(k), len(names)) for k in order if off.flat[k]]
         return [{"from": names[i], "to": names[j], "pixels": int(off[i, j])} for i, j in pairs]
-
-
-def told(
-    last: Composition | None, tonight: Composition, changes: Changes | None, night: int
-) -> dict[str, Any]:
-    """Return what a night's record and its page say of drift: `last`, `tonight`, `changes`.
-
-    `night` is tonight's number, by which rows note their last change.
-    """
-    return {
-        "last": None if last is None else last.figures(),
-        "tonight": tonight.figures(night),
-        "changes": None if changes is None else changes.figures(),
-    }

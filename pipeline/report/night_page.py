@@ -53,7 +53,7 @@ def night_page(
     `history` where the page of all nights lies from here.
     """
     drift = night.drift or {}
-    changes, tonight = drift.get("changes") or {}, drift.get("tonight") or {}
+    changes, tonight = drift.get("changes") or {}, drift.get("after") or {}
     return render(
         "night_page.html",
         title=title or f"Night {night.id}",
@@ -167,7 +167,7 @@ def _images(night: Night) -> list[tuple[str, str]]:
 
 def _composition(drift: Mapping[str, Any], colours: Mapping[str, str]) -> dict[str, Any] | None:
     """Return the classes' shares tonight and last night, and the figures of both."""
-    tonight, last = drift.get("tonight") or {}, drift.get("last") or {}
+    tonight, last = drift.get("after") or {}, drift.get("before") or {}
     if not tonight.get("classes"):
         return None
     before = last.get("classes") or {}
@@ -226,7 +226,7 @@ def _changes(changes: Mapping[str, Any], colours: Mapping[str, str]) -> dict[str
 def _ages(ages: Mapping[str, int]) -> list[dict[str, Any]]:
     """Return images by the nights since their labels last changed."""
     total = sum(ages.values())
-    names = {"0": "tonight", "1": "last night"}
+    names = {"0": "after", "1": "last night"}
     return [
         {"name": names.get(age, f"{age} nights ago"), "images": count(n), "share": n / total}
         for age, n in ages.items()
