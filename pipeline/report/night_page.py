@@ -226,7 +226,7 @@ def _changes(changes: Mapping[str, Any], colours: Mapping[str, str]) -> dict[str
 def _ages(ages: Mapping[str, int]) -> list[dict[str, Any]]:
     """Return images by the nights since their labels last changed."""
     total = sum(ages.values())
-    names = {"0": "after", "1": "last night"}
+    names = {"0": "tonight", "1": "last night"}
     return [
         {"name": names.get(age, f"{age} nights ago"), "images": count(n), "share": n / total}
         for age, n in ages.items()

@@ -147,7 +147,7 @@ def test_the_page_says_what_the_record_holds():
     for said in (
         "−3.1 points", "−5.0 to −1.2", "✕ failed", "it is worse", "unknown", "41.0 %",
         "1 min 11 s", "not ended", "1 h 15 min", "labelling: failed 1", "night-2026-11-21",
-        "killed, or still running", "2 nights ago", "tonight", "345 kept last night’s",
+        "killed, or still running", "2 nights ago", "Labels last changed as a bar Images tonight 4", "345 kept last night’s",
     ):  # fmt: skip
         assert said in text, said
     changes = night.drift["changes"]
