@@ -27,6 +27,7 @@ from pipeline.refresh.lease import Lease, LeaseLost
 from pipeline.refresh.model_steps import calibrate_model, choose_model, find_images, pass_gate
 from pipeline.refresh.models import options_of, point_to, tidy
 from pipeline.refresh.night import Hooks, Rejected, Work
+from pipeline.refresh.pages import write_pages
 from pipeline.refresh.record import Attempt, Night, Nights, check_night, now
 from pipeline.refresh.state import InForce, in_force, open_published
 from pipeline.store import Store
@@ -270,12 +271,16 @@ def _remove_moved(work: Work) -> None:
 def _end(work: Work, attempt: Attempt) -> None:
     attempt.ended, attempt.outcome = now(), work.night.status
     work.night.ended = attempt.ended
-    announce(work.config, work.night)
+    announce(work.config, work.night, work.hooks)
 
 
-def announce(config: Config, night: Night) -> None:
-    """Write a night's record, and tell its outcome where the configuration says."""
+def announce(config: Config, night: Night, hooks: Hooks) -> None:
+    """Write a night's record and the pages, and tell its outcome where the configuration says."""
     nights = Nights(config.work)
+    nights.write(night)
+    why = write_pages(nights, night)
+    if why is not None:
+        hooks.say(why)
     nights.write(night)
     if config.webhook is not None:
         from pipeline.refresh.webhook import tell

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import UsageError
 from pipeline.refresh.lease import Lease
 from pipeline.refresh.models import point_to
+from pipeline.refresh.pages import write_pages
 from pipeline.refresh.record import Nights, RolledBack, now
 from pipeline.refresh.state import in_force, open_published
 from pipeline.tables.location import locate
@@ -37,13 +38,18 @@ def rollback(config: Config, to: str | None = None) -> RolledBack:
         lease.check()
         store = found.store.restore(target.published.version)
         done = RolledBack(at=now(), to=target.id, version=store.version)
-        for night in nights.newest():
-            if target.id < night.id <= found.night and night.published and not night.rolled_back:
-                night.rolled_back = done
-                nights.write(night)
+        taken = [
+            night
+            for night in nights.newest()
+            if target.id < night.id <= found.night and night.published and not night.rolled_back
+        ]
+        for night in taken:
+            night.rolled_back = done
+            nights.write(night)
         restored = in_force(store, nights)
         if restored is not None:
             point_to(config, restored.champion, restored.night)
+        write_pages(nights, *taken)
         return done
 
 

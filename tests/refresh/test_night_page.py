@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from pipeline.refresh.drift import Changes, Composition, Example
+from pipeline.refresh.pages import write_pages
 from pipeline.refresh.record import (
     Attempt,
     Condition,
     Images,
     Model,
     Night,
+    Nights,
     Published,
     RolledBack,
     Step,
@@ -147,7 +149,8 @@ def test_the_page_says_what_the_record_holds():
     for said in (
         "−3.1 points", "−5.0 to −1.2", "✕ failed", "it is worse", "unknown", "41.0 %",
         "1 min 11 s", "not ended", "1 h 15 min", "labelling: failed 1", "night-2026-11-21",
-        "killed, or still running", "2 nights ago", "Labels last changed as a bar Images tonight 4", "345 kept last night’s",
+        "killed, or still running", "2 nights ago",
+        "Labels last changed as a bar Images tonight 4", "345 kept last night’s",
     ):  # fmt: skip
         assert said in text, said
     changes = night.drift["changes"]
@@ -292,3 +295,31 @@ def test_no_nights_and_many_nights_have_a_page():
     many = history_page([a_night(k, drift={}) for k in range(400)])
     assert len(in_force(many)[0]) == 400
     assert len(many) < 600_000
+
+
+# --- in the work directory ------------------------------------------------------------------------
+
+
+def test_pages_are_written_beside_the_records(tmp_path):
+    nights = Nights(str(tmp_path / "work"))
+    for night in (a_night(0), a_night(1)):
+        nights.write(night)
+    # The store is not there: the figures are in the record, and the page needs no more.
+    last = nights.read("2026-11-21")
+    assert write_pages(nights, last) is None
+    assert (tmp_path / "work/nights/2026-11-21/index.html").is_file()
+    assert last.paths["page"].endswith("work/nights/2026-11-21/index.html")
+    history, page = tmp_path / "work/index.html", tmp_path / "work/nights/2026-11-21/index.html"
+    assert links_of(history) == [f"nights/2026-11-{day}/index.html" for day in (21, 20)]
+    assert (page.parent / links_of(page)[0]).resolve() == history.resolve()
+
+
+def links_of(path):
+    return [a["href"] for t, a in Reader(path.read_bytes()).tags if t == "a"]
+
+
+def test_a_page_that_fails_is_told_and_raises_nothing(tmp_path):
+    nights = Nights(str(tmp_path / "work"))
+    odd = a_night(0, drift={"changes": {"images": 3, "classes": "no such thing"}})
+    nights.write(odd)
+    assert write_pages(nights, odd).startswith("pages: ")
