@@ -141,7 +141,8 @@ def curves(
     known = [v for values in (*lines.values(), *bands) for v in values if v is not None]
     low, high = min(known, default=0.0), max(known, default=1.0)
     if high - low < _FLAT * max(abs(high), _FLAT):
-        low, high = low - _FLAT * (abs(low) or 1), high + _FLAT * (abs(high) or 1)
+        below = low - _FLAT * abs(low)
+        low, high = below, high + _FLAT * (abs(high) or 1)
     up = ticks(low, high)
     last = max(x)
     across = _places(x, look.labels, x_share)
