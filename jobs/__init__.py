@@ -13,6 +13,7 @@ VERBS: Final[Mapping[str, str]] = {
     "convert": "Turn one dataset format into another, streaming.",
     "label": "Label images in bulk with a model.",
     "pseudo-label": "Label a bucket softly; calibrate, and estimate the labels' quality.",
+    "refresh": "Refresh a bucket's labels every night: train, gate, label, publish or reject.",
     "train": "Train a model on a label store.",
     "models": "List the networks that there are, and what each costs.",
     "evaluate": "Score labels against truth: mIoU and a report.",

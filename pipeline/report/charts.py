@@ -1,13 +1,13 @@
 """Small plots as inline SVG, coloured by the page's style sheet: curves, reliability, whiskers.
 
 Each is an image with a text of its own for those who do not see it; points have titles. Texts from
-data are escaped. A value of None is a gap in a curve and no dot in a row.
+data are escaped. A value of None has no dot; a curve goes on behind it.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from markupsafe import Markup, escape
@@ -17,8 +17,13 @@ if TYPE_CHECKING:
 
 _WIDTH: Final = 440
 _HEIGHT: Final = 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 42
+_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 14, 12, 42
 _STEPS: Final = (1, 2, 2.5, 5, 10)
+_DOTS: Final = 60
+"""Points of a curve that are dots, too; more than this are a line alone."""
+_LABELS: Final = 6
+_FLAT: Final = 0.01
+"""A curve that moves by less than this share of itself is shown as flat, which it is."""
 _ROW: Final = 24
 _NAME: Final = 150
 
@@ -64,24 +69,37 @@ def _number(value: float, share: bool) -> str:
     return f"{100 * value:.4g}" if share else f"{value:.4g}"
 
 
+def _per_cent(share: float) -> str:
+    return _number(share, share=True)
+
+
 def _frame(
-    axes: _Axes, marks: tuple[Iterable[float], Iterable[float]], names: tuple[str, str], share: bool
+    axes: _Axes,
+    across: Iterable[tuple[float, str]],
+    up: Iterable[tuple[float, str]],
+    names: tuple[str, str],
 ) -> list[Markup]:
-    """Draw the grid, its numbers and what the axes are; y is always a share, shown in per cent."""
+    """Draw the grid, what stands at its lines, and what the axes are."""
     parts = []
-    for value in marks[1]:
+    for value, text in up:
         y = axes.at_y(value)
         parts.append(
             Markup(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>')
         )
-        parts.append(_text(_LEFT - 6, y + 4, _number(value, True), "end"))
+        parts.append(_text(_LEFT - 6, y + 4, text, "end"))
     below = _HEIGHT - _BOTTOM + 16
-    parts += [_text(axes.at_x(v), below, _number(v, share)) for v in marks[0]]
+    for value, text in across:
+        x = axes.at_x(value)
+        # At the right edge a long name would be cut off.
+        late = x + 3.5 * len(text) > _WIDTH
+        parts.append(_text(_WIDTH if late else x, below, text, "end" if late else "middle"))
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(_text(middle, _HEIGHT - 6, names[0], kind="axis"))
+    if not names[1]:
+        return parts
     y = (_TOP + _HEIGHT - _BOTTOM) / 2
-    turned = Markup('<g transform="rotate(-90 11 {})">{}</g>').format(
-        y, _text(11, y + 3, names[1], kind="axis")
+    turned = Markup('<g transform="rotate(-90 9 {})">{}</g>').format(
+        y, _text(9, y + 3, names[1], kind="axis")
     )
     return [*parts, turned]
 
@@ -92,6 +110,21 @@ def _svg(parts: Iterable[Markup], says: str, height: float = _HEIGHT) -> Markup:
     ).format(_WIDTH, height, says, Markup("").join(parts))
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How the lines of `curves` are drawn, beyond their values."""
+
+    text: Callable[[float], str] = _per_cent
+    """Writes a value; shares are in per cent."""
+    unit: str = " %"
+    labels: Sequence[str] | None = None
+    """What stands for each x, where that is no number: a night's name."""
+    bands: Mapping[str, Sequence[Sequence[float] | None]] = field(default_factory=dict)
+    """By a line's name the interval [low, high] around each of its values."""
+    marked: Mapping[float, str] = field(default_factory=dict)
+    """Points to make out, by their x, and what to say of them."""
+
+
 def curves(
     x: Sequence[float],
     lines: Mapping[str, Sequence[float | None]],
@@ -100,41 +133,68 @@ def curves(
     y_name: str,
     says: str,
     x_share: bool = False,
+    look: Look | None = None,
 ) -> Markup:
-    """Draw up to four lines over `x`; y values are shares, shown in per cent."""
-    known = [v for values in lines.values() for v in values if v is not None]
+    """Draw up to four lines over `x`, which rises; y values are shares unless `look` says else."""
+    look = look or Look()
+    bands = [b for name in lines for b in look.bands.get(name, ()) if b is not None]
+    known = [v for values in (*lines.values(), *bands) for v in values if v is not None]
     low, high = min(known, default=0.0), max(known, default=1.0)
-    across, up = ticks(min(x), max(x)), ticks(low, high)
-    across = [v for v in across if v <= max(x)] if len(x) > 1 else across
-    left = min(across[0], min(x))
-    axes = _Axes((left, max(x) if max(x) > left else left + 1), (up[0], up[-1]))
-    parts = _frame(axes, (across, up), (x_name, y_name), x_share)
+    if high - low < _FLAT * max(abs(high), _FLAT):
+        below = low - _FLAT * abs(low)
+        low, high = below, high + _FLAT * (abs(high) or 1)
+    up = ticks(low, high)
+    last = max(x)
+    across = _places(x, look.labels, x_share)
+    left = min(across[0][0], min(x))
+    axes = _Axes((left, last if last > left else left + 1), (up[0], up[-1]))
+    parts = _frame(axes, across, [(v, look.text(v)) for v in up], (x_name, y_name))
+    parts += [_band(axes, x, look.bands[n], k) for k, n in enumerate(lines) if n in look.bands]
+    names = look.labels or [_number(v, x_share) for v in x]
     for number, (name, values) in enumerate(lines.items()):
-        parts += _line(axes, x, values, name, number, x_share)
+        points = [(a, b, t) for a, b, t in zip(x, values, names, strict=True) if b is not None]
+        parts += _line(axes, points, name, number, look)
     return _svg(parts, says)
 
 
+def _places(
+    x: Sequence[float], labels: Sequence[str] | None, share: bool
+) -> list[tuple[float, str]]:
+    """Return what stands below the plot, and where."""
+    if labels is not None:
+        step = math.ceil(len(x) / _LABELS)
+        return list(zip(x, labels, strict=True))[(len(x) - 1) % step :: step]
+    across = ticks(min(x), max(x))
+    held = [v for v in across if v <= max(x)] if len(x) > 1 else across
+    return [(v, _number(v, share)) for v in held]
+
+
+def _band(
+    axes: _Axes, x: Sequence[float], bands: Sequence[Sequence[float] | None], number: int
+) -> Markup:
+    held = [(a, b[0], b[1]) for a, b in zip(x, bands, strict=True) if b is not None]
+    below = [f"{axes.at_x(a)},{axes.at_y(low)}" for a, low, _ in held]
+    above = [f"{axes.at_x(a)},{axes.at_y(high)}" for a, _, high in held]
+    path = " ".join([*below, *reversed(above)])
+    return Markup('<polygon class="band l{}" points="{}"/>').format(number, path)
+
+
 def _line(
-    axes: _Axes,
-    x: Sequence[float],
-    values: Sequence[float | None],
-    name: str,
-    number: int,
-    x_share: bool,
+    axes: _Axes, points: Sequence[tuple[float, float, str]], name: str, number: int, look: Look
 ) -> list[Markup]:
-    points = [(a, b) for a, b in zip(x, values, strict=True) if b is not None]
-    path = " ".join(f"{axes.at_x(a)},{axes.at_y(b)}" for a, b in points)
+    path = " ".join(f"{axes.at_x(a)},{axes.at_y(b)}" for a, b, _ in points)
     parts = [Markup(f'<polyline class="line l{number}" points="{path}"/>')]
-    if len(points) <= 24:
-        parts += [
-            Markup(
-                '<circle class="dot l{}" cx="{}" cy="{}" r="3"><title>{}</title></circle>'
-            ).format(
-                number, axes.at_x(a), axes.at_y(b),
-                f"{name} at {_number(a, x_share)}: {100 * b:.1f} %",
+    for a, b, label in points:
+        why = look.marked.get(a)
+        if why is None and len(points) > _DOTS:
+            continue
+        said = f"{name} at {label}: {look.text(b)}{look.unit}" + (f", {why}" if why else "")
+        kind = f"dot l{number}" if why is None else f"dot l{number} marked"
+        parts.append(
+            Markup('<circle class="{}" cx="{}" cy="{}" r="{}"><title>{}</title></circle>').format(
+                kind, axes.at_x(a), axes.at_y(b), 3 if why is None else 4.5, said
             )
-            for a, b in points
-        ]  # fmt: skip
+        )
     return parts
 
 
@@ -145,7 +205,8 @@ def reliability(bins: Sequence[Mapping[str, float | None]], says: str) -> Markup
     """
     axes = _Axes((0, 1), (0, 1))
     marks = ticks(0, 1)
-    parts = _frame(axes, (marks, marks), ("confidence, %", "right, %"), True)
+    said = [(v, _number(v, share=True)) for v in marks]
+    parts = _frame(axes, said, said, ("confidence, %", "right, %"))
     most = max((b["pixels"] or 0 for b in bins), default=0) or 1
     total = sum(b["pixels"] or 0 for b in bins) or 1
     for each in bins:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
+
+from markupsafe import Markup
 
 from pipeline.report import render
+from pipeline.report.charts import curves
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pipeline.pseudo.round import Judged
 
-_WIDTH, _HEIGHT = 560, 220
 _SHOWN: Final = 20
 _WHY: Final = {
     "precision": "by precision",
@@ -49,15 +51,22 @@ def pseudo_page(judged: Judged, title: str = "pseudo-labels") -> bytes:
         figures=figures,
         rows=rows,
         curve=_curve(curve),
-        most_risk=max((risk for _, risk in curve), default=0.0),
         ranked=judged.ranked[:_SHOWN],
         failed=judged.quality.failed,
         facts=list(calibration.facts.items()),
     )
 
 
-def _curve(points: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    """Return the points of a polyline: coverage to the right, risk upwards, from 0 to its most."""
-    most = max((risk for _, risk in points), default=0.0) or 1.0
-    line = " ".join(f"{_WIDTH * x:.1f},{_HEIGHT * (1 - y / most):.1f}" for x, y in points)
-    return {"points": line, "width": _WIDTH, "height": _HEIGHT}
+def _curve(points: Sequence[tuple[float, float]]) -> Markup:
+    """Draw the expected risk over the coverage."""
+    if not points:
+        return Markup('<p class="muted small">no pixel has a label</p>')
+    x, y = zip(*points, strict=True)
+    return curves(
+        x,
+        {"expected wrong": y},
+        x_name="surest pixels that are kept, %",
+        y_name="expected wrong, %",
+        says="Expected share of wrong pixels among the surest ones, by the share that is kept",
+        x_share=True,
+    )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
 
 import yaml
+from markupsafe import Markup
 
 from pipeline.report import count, percent, render
-from pipeline.report.line_chart import Line, line_chart
+from pipeline.report.charts import Look, curves
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,17 +43,26 @@ def training_page(record: Mapping[str, Any], space: LabelSpace, *, title: str) -
 
 
 def _charts(rows: Sequence[dict[str, Any]], best: int | None) -> list[dict[str, Any]]:
-    lines = (
-        Line("loss", _points(rows, "loss")),
-        Line("mIoU on validation, %", _points(rows, "miou"), percent, best),
-        Line("learning rate", _points(rows, "lr"), "{:.2g}".format),
-        Line("seconds waited for batches", _points(rows, "wait")),
-    )
-    return [{"name": line.name, "svg": line_chart(line)} for line in lines]
+    marked = {} if best is None else {float(best): "the best"}
+    plain = Look("{:.3g}".format, "")
+    return [
+        _chart("loss", rows, "loss", plain),
+        _chart("mIoU on validation, %", rows, "miou", Look(marked=marked)),
+        _chart("learning rate", rows, "lr", Look("{:.2g}".format, "")),
+        _chart("seconds waited for batches", rows, "wait", plain),
+    ]
 
 
-def _points(rows: Sequence[dict[str, Any]], key: str) -> list[tuple[int, float]]:
-    return [(row["epoch"], row[key]) for row in rows if row.get(key) is not None]
+def _chart(name: str, rows: Sequence[dict[str, Any]], key: str, look: Look) -> dict[str, Any]:
+    held = [(row["epoch"], row[key]) for row in rows if row.get(key) is not None]
+    points = [(x, y) for x, y in held if isfinite(y)]
+    if not points:
+        return {"name": name, "svg": Markup('<p class="muted small">nothing yet</p>')}
+    x, y = zip(*points, strict=True)
+    first, last = (f"{look.text(v)}{look.unit}" for v in (y[0], y[-1]))
+    says = f"{name} by epoch: {first} first, {last} last"
+    svg = curves(x, {name: y}, x_name="epoch", y_name="", says=says, look=look)
+    return {"name": name, "svg": svg}
 
 
 def _wait(rows: Sequence[dict[str, Any]]) -> str:
