@@ -1,17 +1,20 @@
 """Scoring a store against a store, beside the field's evaluators on PNG folders of the same masks.
 
-    python benchmarks/evaluate.py --pairs 10000 [--peers PYTHON] [--rounds 3]
-    python benchmarks/evaluate.py --pairs 200 --height 1024 --width 2048 [--peers PYTHON]
+    python benchmarks/evaluate.py --pairs 10000 --size 500x375 [--peers PYTHON]
+    python benchmarks/evaluate.py --pairs 200 --size 2048x1024 [--peers PYTHON]
 
 Each way runs in a process of its own, which times its work from the files to the scores (start and
 imports are not counted): CPU and wall seconds, and peak memory. All must come to the same mIoU.
+Ways that take many milliseconds a pair score the first `--slow` pairs only; their seconds are
+multiplied up, which the table says.
 
 `limit` inflates both cells with libdeflate and makes one pass over the pixels (comparing them);
 `kernel` decodes and counts pairs from memory, without a store. `mmseg` is the arithmetic of
 MMSegmentation's IoUMetric (torch.histc of intersection, prediction and label), as the package
 itself wants an mmcv that is hard to install; `cityscapes` is cityscapesScripts' own loop, by its C
-extension where that is built (the output says which). `--peers` is a Python that has hotcoco,
-vernier and torchmetrics.
+extension where that is built (`CYTHONIZE_EVAL=1 pip install --no-binary cityscapesscripts
+cityscapesscripts`; the output says which). `--peers` is a Python that has hotcoco, vernier,
+torchmetrics and cityscapesscripts.
 """
 
 from __future__ import annotations
@@ -19,11 +22,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,12 +40,11 @@ if TYPE_CHECKING:
 
 CLASSES, VOID, NAME = 19, 255, "cityscapes-19"
 BATCH = 500
+DISTINCT = 500  # pairs that differ; more pairs are the same files again, under other names
 
 
 def make(root: Path, pairs: int, height: int, width: int) -> None:
     """Write the same pairs as two stores and as two folders of grey PNG files."""
-    from PIL import Image
-
     from pipeline.label_space import label_space
     from pipeline.masks import encode
     from pipeline.record import File, Record, to_table
@@ -56,25 +58,39 @@ def make(root: Path, pairs: int, height: int, width: int) -> None:
     for side in ("truth", "pred"):
         (root / f"{side}_png").mkdir()
         stores[side] = Store.create(root / side, [space])
+    made: list[dict[str, tuple[bytes, bytes]]] = []
+    for number in range(min(pairs, DISTINCT)):
+        drawn = np.roll(scenes[number % len(scenes)], 7 * (number // len(scenes)), 1)
+        predicted = np.roll(drawn, tuple(rng.integers(-4, 5, 2).tolist()), (0, 1)) % 11
+        noisy = rng.random(drawn.shape) < 0.002
+        predicted[noisy] = rng.integers(0, 11, int(noisy.sum()))
+        sides = {"truth": np.where(drawn > 10, VOID, drawn), "pred": predicted}
+        held = {side: mask.astype(np.uint8) for side, mask in sides.items()}
+        made.append({side: (encode(m, space.palette()), as_png(m)) for side, m in held.items()})
     for start in range(0, pairs, BATCH):
-        rows: dict[str, list[Record]] = {"truth": [], "pred": []}
-        for number in range(start, min(pairs, start + BATCH)):
-            drawn = np.roll(scenes[number % len(scenes)], 7 * (number // len(scenes)), 1)
-            predicted = np.roll(drawn, tuple(rng.integers(-4, 5, 2).tolist()), (0, 1)) % 11
-            noisy = rng.random(drawn.shape) < 0.002
-            predicted[noisy] = rng.integers(0, 11, int(noisy.sum()))
-            for side, mask in (("truth", np.where(drawn > 10, VOID, drawn)), ("pred", predicted)):
-                name, held = f"{number:06d}", mask.astype(np.uint8)
-                Image.fromarray(held).save(root / f"{side}_png" / f"{name}.png")
-                cell = File(None, encode(held, space.palette()))
-                path = File(f"/{name}.png")
-                rows[side].append(
-                    Record(name, "streets", "val", path, "", height, width, NAME, mask=cell)
+        for side in stores:
+            records = []
+            for number in range(start, min(pairs, start + BATCH)):
+                cell, png = made[number % len(made)][side]
+                name = f"{number:06d}"
+                (root / f"{side}_png" / f"{name}.png").write_bytes(png)
+                path, mask = File(f"/{name}.png"), File(None, cell)
+                records.append(
+                    Record(name, "streets", "val", path, "", height, width, NAME, mask=mask)
                 )
-        for side, records in rows.items():
-            table = to_table(records)
-            written = write_fragment(stores[side].sink(), f"data/{start:06d}.parquet", table)
+            path = f"data/{start:06d}.parquet"
+            written = write_fragment(stores[side].sink(), path, to_table(records))
             stores[side] = stores[side].commit([written])
+
+
+def as_png(mask: np.ndarray) -> bytes:
+    from io import BytesIO
+
+    from PIL import Image
+
+    held = BytesIO()
+    Image.fromarray(mask).save(held, "png")
+    return held.getvalue()
 
 
 def cells(root: Path) -> Iterator[tuple[bytes, bytes]]:
@@ -165,37 +181,35 @@ def by_mmseg(root: Path) -> tuple[float, str]:
     return miou(intersection, truth, predicted), "IoUMetric's arithmetic, not the package"
 
 
-def by_cityscapes(root: Path) -> tuple[float, str]:
-    from importlib import import_module
-
-    official = import_module("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
-
-    official.args.evalLabels = [*range(CLASSES), VOID]
-    counts = np.zeros((256, 256), np.ulonglong)
-    evaluate = official.evaluatePair
-    official.args.evalInstLevelScore = False  # needs instance files, and times more
-    for truth, predicted in files(root):
-        evaluate(str(predicted), str(truth), counts, {}, {}, official.args)
-    used = "C extension" if official.CSUPPORT else "Python path: the C extension is not built"
-    return of_matrix(counts[:CLASSES, :CLASSES].astype(np.int64)), used
-
-
 WAYS = {
-    "limit": by_limit, "kernel": by_kernel, "segmill": by_segmill, "pil": by_pil,
-    "mmseg": by_mmseg, "cityscapes": by_cityscapes,
+    "limit": by_limit, "kernel": by_kernel, "segmill": by_segmill, "pil": by_pil, "mmseg": by_mmseg,
 }  # fmt: skip
-PEERS = ("hotcoco", "vernier", "torchmetrics")
+PEERS = ("hotcoco", "vernier", "torchmetrics", "cityscapes")
+SLOW = ("pil", "mmseg", "torchmetrics", "cityscapes")
+MODULES = (
+    "pyarrow.parquet", "pyarrow.dataset", "deltalake", "imagecodecs", "pipeline.scoring",
+    "pipeline.metrics.pair_scores", "pipeline.tables.groups",
+)  # fmt: skip
+TORCH = ("mmseg",)
 
 
 def child(way: str, root: Path) -> None:
     """Run one way and print what it took."""
-    import pyarrow.parquet  # noqa: F401 - imports are not part of the work
-
+    for module in (*MODULES, "PIL.Image", *(["torch"] if way in TORCH else [])):
+        import_module(module)  # imports are not part of the work
     start, cpu = time.perf_counter(), time.process_time()
     found, remark = WAYS[way](root)
     wall, used = time.perf_counter() - start, time.process_time() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"wall": wall, "cpu": used, "miou": found, "peak": peak, "what": remark}))
+    print(json.dumps({"wall": wall, "cpu": used, "miou": found, "peak": peak(), "what": remark}))
+
+
+def peak() -> float:
+    """Return the most memory that this process held, in MiB.
+
+    Not `ru_maxrss`: that begins with what the parent held when it forked.
+    """
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def measured(command: list[str]) -> dict[str, Any] | None:
@@ -217,7 +231,7 @@ def commands(root: Path, peers: str | None) -> dict[str, list[str]]:
 
 
 def report(best: dict[str, dict[str, Any]], pairs: int) -> bool:
-    """Print the table; return whether all came to the same score."""
+    """Print the table; return whether all that scored all pairs came to the same."""
     ours = best["segmill"]
     print("| way | CPU s | wall s | pairs/s | peak MiB | CPU ratio | wall ratio | mIoU | |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
@@ -227,31 +241,59 @@ def report(best: dict[str, dict[str, Any]], pairs: int) -> bool:
             f"| {f['peak']:.0f} | {f['cpu'] / ours['cpu']:.2f} | {f['wall'] / ours['wall']:.2f} "
             f"| {f['miou']:.6f} | {f.get('what', '')} |"
         )
-    known = [f["miou"] for f in best.values() if f["miou"] == f["miou"]]
+    known = [f["miou"] for f in best.values() if f["miou"] == f["miou"] and "of" not in f]
     return max(known) - min(known) < 1e-6
+
+
+def scaled(found: dict[str, Any], scored: int, pairs: int) -> dict[str, Any]:
+    """Return what a way that scored some of the pairs would take for all."""
+    if scored == pairs:
+        return found
+    more = pairs / scored
+    what = f"{found.get('what', '')}; {scored} pairs measured, times {more:g}".lstrip("; ")
+    timed = {"wall": found["wall"] * more, "cpu": found["cpu"] * more}
+    return found | timed | {"what": what, "of": scored}
+
+
+def first_pairs(root: Path, count: int) -> Path:
+    """Return a folder with links to the first PNG files of both sides."""
+    few = root / "few"
+    for side in ("truth_png", "pred_png"):
+        (few / side).mkdir(parents=True)
+        for path in sorted((root / side).iterdir())[:count]:
+            (few / side / path.name).symlink_to(path)
+    return few
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=400)
-    parser.add_argument("--height", type=int, default=375)
-    parser.add_argument("--width", type=int, default=500)
+    parser.add_argument("--size", default="500x375", help="width x height")
+    parser.add_argument("--slow", type=int, default=0, help="pairs for slow ways; default a tenth")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--peers", help="a Python with hotcoco, vernier and torchmetrics")
+    parser.add_argument("--only", nargs="+", help="measure these ways, beside segmill and limit")
+    parser.add_argument("--peers", help="a Python with the peers")
     parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--way", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.way:
         return child(options.way, options.root)
+    width, height = map(int, options.size.split("x"))
+    few = min(options.pairs, options.slow or max(40, options.pairs // 10))
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        make(root, options.pairs, options.height, options.width)
+        make(root, options.pairs, height, width)
+        subset = first_pairs(root, few) if few < options.pairs else root
         best: dict[str, dict[str, Any]] = {}
-        for _ in range(options.rounds):  # turn about: other load falls on all
-            for name, command in commands(root, options.peers).items():
-                found = measured(command)
+        for number in range(options.rounds):  # turn about: other load falls on all
+            for name in commands(root, options.peers):
+                slow = name in SLOW
+                asked = options.only is None or name in {"segmill", "limit", *options.only}
+                if (slow and number) or not asked:
+                    continue
+                found = measured(commands(subset if slow else root, options.peers)[name])
                 if found and (name not in best or found["cpu"] < best[name]["cpu"]):
-                    best[name] = found
+                    best[name] = scaled(found, few if slow else options.pairs, options.pairs)
     raise SystemExit(not report(best, options.pairs))
 
 

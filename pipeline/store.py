@@ -33,7 +33,16 @@ from pipeline.tables.location import (
     unreadable,
     writing,
 )
-from pipeline.tables.scan import expressions, open_dataset, scan_by_fragment, scan_sql, scan_table
+from pipeline.tables.scan import (
+    expressions,
+    guarded,
+    open_dataset,
+    open_file,
+    present,
+    scan_by_fragment,
+    scan_sql,
+    scan_table,
+)
 from pipeline.tables.tags import is_number, read_tags, write_tag
 
 if TYPE_CHECKING:
@@ -44,6 +53,7 @@ if TYPE_CHECKING:
     import pyarrow.compute as pc
     from deltalake import DeltaTable
     from pyarrow.dataset import Dataset
+    from pyarrow.lib import NativeFile
 
     from pipeline.files import Tree
     from pipeline.label_space import LabelSpace
@@ -216,11 +226,11 @@ class Store:
         """
         names = list(columns or COLUMNS)
         if isinstance(where, str):
-            return scan_sql(self._table, names, where, batch_rows)
+            return guarded(self.url, scan_sql(self._table, names, where, batch_rows))
         if where is None and any("." in name for name in names):
             return (batch for _, batch in self.scan_fragments(names, batch_rows))
         picked = columns if isinstance(columns, dict) else expressions(names)
-        return scan_table(self._dataset, picked, where, batch_rows)
+        return guarded(self.url, scan_table(self._dataset, picked, where, batch_rows))
 
     def scan_fragments(
         self,
@@ -230,7 +240,17 @@ class Store:
     ) -> Iterator[tuple[str, pa.RecordBatch]]:
         """Read columns, or fields of columns, with the path of the fragment that holds the rows."""
         there = self.fragments() if only is None else only
-        return scan_by_fragment(self.url, self._options, there, columns, batch_rows)
+        found = scan_by_fragment(self.url, self._options, there, columns, batch_rows)
+        return guarded(self.url, found)
+
+    def open_fragment(self, fragment: Fragment) -> NativeFile:
+        """Open one of the snapshot's files for Arrow's readers.
+
+        Raises:
+            StoreError: it is gone.
+        """
+        with present(self.url):
+            return open_file(self.url, self._options, fragment)
 
     def rows(self, fragment: Fragment, start: int = 0, stop: int | None = None) -> Iterator[Record]:
         """Read a range of a fragment's rows, whole."""

@@ -70,14 +70,17 @@ class Confused:
 
     def _first(self, kinds: Index, pixels: Counts, images: Index, pairs: Sequence[Pair]) -> Index:
         """Return the places of the entries that may stay: the first of their kind."""
-        names = sorted(range(len(pairs)), key=lambda k: pairs[k])
+        order = np.lexsort((-pixels, kinds))
+        starts, within = _runs(kinds[order])
+        # Sorting images by name is dear: only those need it that may be among the first.
+        last = np.minimum(starts + self.each, np.append(starts[1:], len(order))) - 1
+        least = np.repeat(pixels[order[last]], np.diff(np.append(starts, len(order))))
+        order = order[(within < self.each) | (pixels[order] == least)]
+        held = np.unique(images[order]).tolist()
         rank = np.empty(len(pairs), np.int64)
-        rank[names] = np.arange(len(pairs))
-        order = np.lexsort((rank[images], -pixels, kinds))
-        starts = np.flatnonzero(np.diff(kinds[order], prepend=-1))
-        lengths = np.diff(starts, append=len(order))
-        within = np.arange(len(order)) - np.repeat(starts, lengths)
-        return order[within < self.each]
+        rank[sorted(held, key=lambda k: pairs[k])] = np.arange(len(held))
+        order = order[np.lexsort((rank[images[order]], -pixels[order], kinds[order]))]
+        return order[_runs(kinds[order])[1] < self.each]
 
     def merge(self, other: Self) -> None:
         """Add what another worker found."""
@@ -98,3 +101,10 @@ class Confused:
     def of(self, truth: int, predicted: int) -> list[Confusion]:
         """Return the entries of a pair of classes, most pixels first."""
         return [e for e in self.entries if (e.truth, e.predicted) == (truth, predicted)]
+
+
+def _runs(kinds: Index) -> tuple[Index, Index]:
+    """Return where each run of equal kinds begins, and each entry's place in its run."""
+    starts = np.flatnonzero(np.diff(kinds, prepend=-1))
+    lengths = np.diff(starts, append=len(kinds))
+    return starts, np.arange(len(kinds)) - np.repeat(starts, lengths)

@@ -42,7 +42,7 @@ _DENSE: Final = 1 << 20  # bins of a pair histogram; past it sorting the codes t
 _FEW: Final = 1 << 16  # bins of a histogram that is cheaper than sorting some thousand codes
 _MANY: Final = 0.25  # share of words of eight pixels with a change: there pixels are counted faster
 _SMALL: Final = 64
-_TOP_COUNT: Final = 1 << 32  # the compiled loop counts in 32 bits
+_TOP_COUNT: Final = 1 << 31  # the compiled loop counts in 32 bits, with a byte a row
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,10 +99,8 @@ def _pairs_compiled(truth: LabelMap, predicted: LabelMap) -> Pairs | None:
     if count is None or not truth.dtype == predicted.dtype == np.uint8 or truth.size >= _TOP_COUNT:
         return None
     told = count(*(m if m.strides[1] == 1 else m.copy("C") for m in (truth, predicted)))
-    codes, counts = np.frombuffer(told[0], np.uint16), np.frombuffer(told[1], np.uint32)
-    order = np.argsort(codes)
-    found = codes[order].astype(np.int64)
-    return Pairs(found >> 8, found & 255, counts[order].astype(np.int64))
+    codes = np.frombuffer(told[0], np.uint16).astype(np.int64)
+    return Pairs(codes >> 8, codes & 255, np.frombuffer(told[1], np.uint32).astype(np.int64))
 
 
 def _pairs_of_runs(truth: LabelMap, predicted: LabelMap) -> Pairs | None:

@@ -6,8 +6,7 @@ and one row an image go out.
 
 from __future__ import annotations
 
-from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -105,10 +104,8 @@ class ScorePlan:
         return tuple(s for s in (self.truth, self.pred, self.baseline) if s is not None)
 
     def __call__(self) -> Callable[[PairChunk], ChunkScore]:
-        """Make the worker; it opens the stores anew, so that threads share no reader."""
-        fresh = [replace(side, store=copy(side.store)) for side in self.sides]
-        baseline = fresh[2] if len(fresh) > 2 else None
-        return _ScoreWorker(replace(self, truth=fresh[0], pred=fresh[1], baseline=baseline))
+        """Make the worker; those of one process share what they read of the stores."""
+        return _ScoreWorker(self)
 
     def start(self) -> ChunkScore:
         """Return the sum of nothing."""

@@ -7,23 +7,24 @@ image_id, and then by image_id alone (a bucket that was copied, a prediction mad
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipeline.errors import SegmillError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from numpy.typing import NDArray
-
     from pipeline.tables.rows import Listing, RowKey
 
+Rows: TypeAlias = NDArray[np.int32] | NDArray[np.int64]
 _NONE: Final = -1
 _BLOCK: Final = 4096
+_AT_ONCE: Final = 1 << 18  # rows of truth that are looked up together
 _NAMES: Final = {"pred": "the predictions", "baseline": "the baseline"}
 
 
@@ -46,7 +47,7 @@ class Pairing:
 
     truth: Listing
     predicted: Listing
-    partner: NDArray[np.int64]
+    partner: Rows
     """For each row of truth the row of its prediction, or -1."""
     by_path: int
     by_id: int
@@ -66,18 +67,17 @@ class Pairing:
     @property
     def unused(self) -> int:
         """How many predictions have no row of truth."""
-        return self.predicted.rows - len(np.unique(self.partner[self.partner >= 0]))
+        return self.predicted.rows - int(_taken(self.predicted, self.partner).sum())
 
     def __iter__(self) -> Iterator[Pair]:
-        matched = np.flatnonzero(self.partner >= 0)
-        for start in range(0, len(matched), _BLOCK):
-            rows = matched[start : start + _BLOCK]
+        for start in range(0, self.truth.rows, _BLOCK):
+            rows = start + np.flatnonzero(self.partner[start : start + _BLOCK] >= 0)
             splits = self.truth.keys["split"].take(pa.array(rows)).to_pylist()
             sides = self.truth.named(rows), self.predicted.named(self.partner[rows])
             third = [None] * len(rows) if self.baseline is None else self.baseline._partners(rows)
             yield from map(Pair._make, zip(*sides, splits, third, strict=True))
 
-    def _partners(self, rows: NDArray[np.int64]) -> list[RowKey | None]:
+    def _partners(self, rows: NDArray[np.intp]) -> list[RowKey | None]:
         """Return the partner of each of some rows of truth, None where it has none."""
         partner = self.partner[rows]
         named = iter(self.predicted.named(partner[partner >= 0]))
@@ -96,7 +96,8 @@ def pair_rows(truth: Listing, predicted: Listing, of: str = "pred") -> Pairing:
         SegmillError: no row of truth has a prediction.
     """
     _check_single(truth)
-    partner = np.full(truth.rows, _NONE, np.int64)
+    most = max(truth.rows, predicted.rows)
+    partner = np.full(truth.rows, _NONE, np.int32 if most < 1 << 31 else np.int64)
     by_path = _match(partner, truth, predicted, truth.places(), predicted.places(), of)
     found = by_path
     for columns in (("split", "image_id"), ("image_id",)):
@@ -125,7 +126,7 @@ def _check_single(truth: Listing) -> None:
 
 
 def _match(
-    partner: NDArray[np.int64],
+    partner: Rows,
     truth: Listing,
     predicted: Listing,
     mine: NDArray[np.int64],
@@ -133,24 +134,39 @@ def _match(
     of: str,
 ) -> int:
     """Fill in partners of equal hash for rows without one; return how many were found."""
-    free = np.ones(predicted.rows, np.bool_)
-    free[partner[partner >= 0]] = False
-    rows = np.flatnonzero(free & (theirs != 0))
-    rows = rows[np.argsort(theirs[rows], kind="stable")]
-    wanted = np.flatnonzero((partner == _NONE) & (mine != 0))
-    first = np.searchsorted(theirs[rows], mine[wanted], side="left")
-    last = np.searchsorted(theirs[rows], mine[wanted], side="right")
-    if (last - first > 1).any():
-        at = int(np.argmax(last - first > 1))
-        names = [predicted.key(int(r)) for r in rows[first[at] : last[at]][:2]]
-        raise UsageError(
-            f"{truth.key(int(wanted[at])).image_id}: the image has {int((last - first)[at])} "
-            f"rows among {_NAMES[of]} ({names[0].dataset}/{names[0].image_id}, "
-            f"{names[1].dataset}/{names[1].image_id}); choose one set with --{of}-where"
-        )
-    hit = last > first
-    partner[wanted[hit]] = rows[first[hit]]
-    return int(hit.sum())
+    rows = np.flatnonzero(~_taken(predicted, partner) & (theirs != 0)).astype(partner.dtype)
+    rows = rows[np.argsort(theirs[rows], kind="stable").astype(partner.dtype)]
+    hashes, found = theirs[rows], 0
+    for start in range(0, truth.rows, _AT_ONCE):
+        block = slice(start, start + _AT_ONCE)
+        wanted = start + np.flatnonzero((partner[block] == _NONE) & (mine[block] != 0))
+        first = np.searchsorted(hashes, mine[wanted], side="left")
+        last = np.searchsorted(hashes, mine[wanted], side="right")
+        if (last - first > 1).any():
+            at = int(np.argmax(last - first > 1))
+            raise _doubled(truth.key(int(wanted[at])), predicted, rows[first[at] : last[at]], of)
+        hit = last > first
+        partner[wanted[hit]] = rows[first[hit]]
+        found += int(hit.sum())
+    return found
+
+
+def _taken(predicted: Listing, partner: Rows) -> NDArray[np.bool_]:
+    """Return which predictions have a row of truth."""
+    taken = np.zeros(predicted.rows, np.bool_)
+    for start in range(0, len(partner), _AT_ONCE):
+        block = partner[start : start + _AT_ONCE]
+        taken[block[block >= 0]] = True
+    return taken
+
+
+def _doubled(image: RowKey, predicted: Listing, rows: Rows, of: str) -> UsageError:
+    names = [predicted.key(int(r)) for r in rows[:2]]
+    return UsageError(
+        f"{image.image_id}: the image has {len(rows)} rows among {_NAMES[of]} "
+        f"({names[0].dataset}/{names[0].image_id}, {names[1].dataset}/{names[1].image_id}); "
+        f"choose one set with --{of}-where"
+    )
 
 
 def _no_pair(truth: Listing, predicted: Listing, of: str) -> str:

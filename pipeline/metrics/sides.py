@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -12,6 +12,7 @@ from pipeline.labels.derive import painted
 from pipeline.masks import decode
 from pipeline.metrics.confusion import UNDEFINED, Index, count_pairs
 from pipeline.record import File, Instance, Record
+from pipeline.tables.groups import RowGroups
 from pipeline.tables.rows import rows_of
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ class Side:
     index: Mapping[str, Index]
     columns: tuple[str, ...] = ()
     """What measures need of it beside the mask."""
+    groups: RowGroups = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "groups", RowGroups(self.store))
 
     def cells(self, keys: Iterable[RowKey]) -> dict[RowKey, Cell]:
         """Read the cells of some rows."""
@@ -43,7 +48,7 @@ class Side:
         size = [n for n in _SIZE if _OBJECTS in self.columns and n not in self.columns]
         columns = (*self.columns, *size)
         found = {}
-        for key, row in rows_of(self.store, keys, [*needed, *columns]):
+        for key, row in rows_of(self.store, keys, [*needed, *columns], self.groups):
             mask, space, path = row[:3]
             asked = dict(zip(columns, row[3:], strict=True))
             found[key] = Cell(self.name, mask, space or "", path or key.image_id, asked)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pyarrow as pa
 
-from pipeline.errors import UsageError
+from pipeline.errors import StoreError, UsageError
 from pipeline.record import SCHEMA
 
 if TYPE_CHECKING:
@@ -16,9 +17,11 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
     from pyarrow.dataset import Dataset
     from pyarrow.fs import FileSystem
+    from pyarrow.lib import NativeFile
 
     from pipeline.tables.fragment import Fragment
 
+T = TypeVar("T")
 _WIDE: Final = frozenset(
     {"image", "mask", "confidence", "depth", "instances", "extra"}
     | {f"{blob}.bytes" for blob in ("image", "mask", "confidence", "depth")}
@@ -32,6 +35,40 @@ def expressions(names: Iterable[str]) -> dict[str, pc.Expression]:
     import pyarrow.compute as pc
 
     return {name: pc.field(*name.split(".")) for name in names}
+
+
+@contextmanager
+def present(url: str) -> Iterator[None]:
+    """Say what happened where a file of the snapshot is gone.
+
+    Raises:
+        StoreError: it is.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        if isinstance(error, StoreError):
+            raise
+        raise _gone(url, str(error)) from None
+
+
+def _gone(url: str, said: str) -> StoreError:
+    return StoreError(
+        f"{url}: a file of this version is gone; a vacuum removed it meanwhile. Run this again on "
+        f"the newest version, and tag versions that jobs read for long: vacuum keeps those "
+        f"({' '.join(said.split())[:_TOLD]})"
+    )
+
+
+def guarded(url: str, batches: Iterator[T]) -> Iterator[T]:
+    """Yield what is read of a store; see `present`."""
+    with present(url):
+        yield from batches
+
+
+def open_file(url: str, options: Mapping[str, str], fragment: Fragment) -> NativeFile:
+    """Open a fragment for Arrow's readers."""
+    return _file_system(url, options, [fragment]).open_input_file(fragment.path)
 
 
 def open_dataset(url: str, options: Mapping[str, str], fragments: Sequence[Fragment]) -> Dataset:
@@ -156,6 +193,7 @@ _BY_CONDITION: Final = (
     "DivideByZero",
 )
 """What the engine says of a condition that no row can be asked: it was sound to plan."""
+_MISSING: Final = ("Object at location", "No such file or directory")
 _TOLD: Final = 500
 
 
@@ -183,6 +221,8 @@ def scan_sql(
             yield from plain.to_batches(max_chunksize=batch_rows)
     except Exception as error:
         said = " ".join(str(error).split())
+        if any(told in said for told in _MISSING):
+            raise _gone(table.table_uri, said) from None
         if isinstance(error, pa.ArrowException) and not any(s in said for s in _BY_CONDITION):
             raise
         raise UsageError(f"--where {where!r}: {said[:_TOLD]}") from None
