@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
-import pytest
+# Two workers share two cores: threads of one's arithmetic would only wait for the other's. Before
+# torch is there, and for every process that a test starts.
+for _library in ("OMP", "OPENBLAS", "MKL"):
+    os.environ[f"{_library}_NUM_THREADS"] = "1"
+
+import pytest  # noqa: E402
 
 
 @pytest.hookimpl(trylast=True)
@@ -36,6 +42,14 @@ def shared_data() -> Path:
             "no real data: set SEGMILL_TEST_DATA to a folder holding camvid/, voc2012/, ..."
         )
     return root
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Take back the threads that a module's trainings gave torch."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -37,14 +37,6 @@ def store(tmp_path_factory):
     return make_streets(tmp_path_factory.mktemp("streets"))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_training_learns_and_saves_the_best(store, tmp_path):
     result = run(store, tmp_path / "m", epochs=4, steps_per_epoch=6, ema=None, class_weights="none")
     losses = [row["loss"] for row in result.history]

@@ -21,15 +21,6 @@ from pipeline.models.loaded import Architecture
 from pipeline.models.zoo import build
 from tests.pipeline.zoo_checks import channels
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 NUMBERS_DECIDE = ("decouplednet",)
 """Whose layers run as often as their numbers say: these need some."""
 
