@@ -10,6 +10,7 @@ from pathlib import Path
 # torch is there, and for every process that a test starts.
 for _library in ("OMP", "OPENBLAS", "MKL"):
     os.environ[f"{_library}_NUM_THREADS"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # a training takes all cores: its threads must not spin
 
 import pytest  # noqa: E402
 
