@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
-import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,6 +20,7 @@ FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.
 MOST_LINES = 500
 
 
+@cache
 def _imports(path: Path) -> set[str]:
     """Return the names of all modules that a file imports, also inside functions."""
     found: set[str] = set()
@@ -44,20 +45,25 @@ def test_there_is_something_to_check():
     assert len(FILES) > 20
 
 
-@pytest.mark.parametrize("path", FILES, ids=_name)
-def test_imports_run_one_way(path: Path):
-    own = FOLDERS.index(_name(path).split("/")[0])
-    outer = {*FOLDERS[own + 1 :], "tests", "benchmarks"} & _top(path)
-    assert not outer, f"{_name(path)} imports {outer}; imports run jobs -> connectors -> pipeline"
+def test_imports_run_one_way():
+    """They run jobs -> connectors -> pipeline."""
+    wrong = {}
+    for path in FILES:
+        own = FOLDERS.index(_name(path).split("/")[0])
+        wrong[_name(path)] = {*FOLDERS[own + 1 :], "tests", "benchmarks"} & _top(path)
+    assert {name: outer for name, outer in wrong.items() if outer} == {}
 
 
-@pytest.mark.parametrize("path", FILES, ids=_name)
-def test_heavy_libraries_stay_where_they_belong(path: Path):
-    if _name(path).startswith("jobs/"):
-        return  # a verb may ask torch for GPUs, inside its function: tests/jobs/test_cli.py
-    for library, homes in (("torch", TORCH), ("ray", RAY)):
-        if not _name(path).startswith(homes):
-            assert library not in _top(path)
+def test_heavy_libraries_stay_where_they_belong():
+    wrong = [
+        (_name(path), library)
+        for path in FILES
+        # A verb may ask torch for GPUs, inside its function: tests/jobs/test_cli.py.
+        if not _name(path).startswith("jobs/")
+        for library, homes in (("torch", TORCH), ("ray", RAY))
+        if not _name(path).startswith(homes) and library in _top(path)
+    ]
+    assert wrong == []
 
 
 def test_connectors_know_nothing_of_each_others_formats():

@@ -14,10 +14,11 @@ import numpy as np
 
 from pipeline import masks
 from pipeline.errors import InputError, SizeMismatch, UsageError
+from pipeline.in_order import Chunk, in_order
 from pipeline.metrics.histogram import joint_histogram
 from pipeline.metrics.pairing import pair_rows
 from pipeline.metrics.resample import poisson_weights, weighted_sums
-from pipeline.pseudo.rows import COLUMNS, Chunk, failure, in_order, labelled
+from pipeline.pseudo.rows import COLUMNS, failure, labelled
 from pipeline.tables.rows import list_rows, rows_of
 from pipeline.training.data import Channels
 
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pipeline.in_order import Mapper
     from pipeline.label_space import LabelMap, LabelSpace
     from pipeline.metrics.confusion import Counts, Floats
     from pipeline.metrics.pairing import Pair
-    from pipeline.pseudo.rows import Labelled, Mapper
+    from pipeline.pseudo.rows import Labelled
     from pipeline.runs.failures import Failure
     from pipeline.store import Store
 

@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from pipeline.errors import InputError, UsageError
+from pipeline.in_order import Chunk, in_order
 from pipeline.metrics.histogram import joint_histogram
 from pipeline.metrics.shares import by_name, known, mean, ratio
 from pipeline.pseudo.held_out import LEVELS, at_or_above, one_space
-from pipeline.pseudo.rows import COLUMNS, Chunk, failure, in_order, labelled
+from pipeline.pseudo.rows import COLUMNS, failure, labelled
 from pipeline.tables.rows import RowKey, list_rows, rows_of
 from pipeline.training.data import Channels
 
@@ -33,10 +34,10 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from pipeline.in_order import Mapper
     from pipeline.label_space import LabelMap
     from pipeline.metrics.confusion import Counts, Floats
     from pipeline.pseudo.calibrate import Calibration
-    from pipeline.pseudo.rows import Mapper
     from pipeline.runs.failures import Failure
     from pipeline.store import Store
     from pipeline.tables.rows import Listing

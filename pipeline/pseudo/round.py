@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from pipeline.in_order import Mapper
     from pipeline.pseudo.audit import Drawn
     from pipeline.pseudo.calibrate import Calibration
     from pipeline.pseudo.quality import ImageQuality
     from pipeline.pseudo.ranking import Ranked
-    from pipeline.pseudo.rows import Mapper
     from pipeline.store import Store
     from pipeline.trees.sinks import Sink
 

@@ -14,18 +14,20 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from pipeline.errors import InputError
+from pipeline.in_order import in_order
 from pipeline.masks import decode, paint
 from pipeline.record import Instance
 from pipeline.report import pictures, render
 from pipeline.tables.rows import list_rows, rows_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     import pyarrow.compute as pc
 
+    from pipeline.in_order import Chunk
     from pipeline.label_space import LabelMap, LabelSpace
-    from pipeline.runner import Outcome, Runner
+    from pipeline.runner import Runner
     from pipeline.store import Store
     from pipeline.tables.rows import Listing, RowKey
     from pipeline.trees.sinks import Sink
@@ -69,15 +71,16 @@ def write_gallery(
     """
     listing = list_rows(store, where)
     chosen = _choose(listing, limit, sample=sample)
-    chunks = (
-        ThumbChunk(first, tuple(listing.named(chosen[first : first + _CHUNK])))
+    keys = (
+        key
         for first in range(0, len(chosen), _CHUNK)
+        for key in listing.named(chosen[first : first + _CHUNK])
     )
     sums = _Sums()
     with sink.stream("items.js") as file:
         file.write(b"window.SEGMILL_ITEMS = [\n")
         plan = ThumbPlan(store, sink, side)
-        for items in _in_order(runner.map(plan, chunks, split=ThumbChunk.halves), len(chosen)):
+        for items in in_order(runner, plan, keys, _lost, _CHUNK):
             for item in items:
                 sums.add(item)
                 file.write(json.dumps(item, ensure_ascii=True).encode() + b",\n")
@@ -128,24 +131,6 @@ class _Sums:
 # --- the work on one chunk ------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class ThumbChunk:
-    """Rows that one worker draws, and the number of the first of them."""
-
-    first: int
-    keys: tuple[RowKey, ...]
-
-    def halves(self) -> list[ThumbChunk]:
-        """Return two smaller chunks, or this one when it holds a single row."""
-        middle = len(self.keys) // 2
-        if not middle:
-            return [self]
-        return [
-            ThumbChunk(self.first, self.keys[:middle]),
-            ThumbChunk(self.first + middle, self.keys[middle:]),
-        ]
-
-
 Items = list[dict[str, Any]]
 
 
@@ -157,25 +142,14 @@ class ThumbPlan:
     sink: Sink
     side: int
 
-    def __call__(self) -> Callable[[ThumbChunk], Items]:
+    def __call__(self) -> Callable[[Chunk[RowKey]], Items]:
         """Make the worker; it opens the store anew, so that threads share no reader."""
         return _ThumbWorker(copy(self.store), self.sink, self.side)
 
 
-def _in_order(outcomes: Iterator[Outcome[ThumbChunk, Items]], total: int) -> Iterator[Items]:
-    """Yield the chunks' items in the order of rows, however chunks end."""
-    waiting: dict[int, Items] = {}
-    at = 0
-    for outcome in outcomes:
-        if outcome.error is not None and not isinstance(outcome.error, InputError):
-            raise outcome.error
-        keys, first = outcome.chunk.keys, outcome.chunk.first
-        lost = [asdict(Item(k.image_id, k.dataset, error=str(outcome.error))) for k in keys]
-        waiting[first] = lost if outcome.result is None else outcome.result
-        while at in waiting and at < total:
-            items = waiting.pop(at)
-            at += len(items)
-            yield items
+def _lost(chunk: Chunk[RowKey], error: InputError) -> Items:
+    """Return the cards of rows that kill whoever draws them."""
+    return [asdict(Item(k.image_id, k.dataset, error=str(error))) for k in chunk.items]
 
 
 @dataclass(slots=True)
@@ -205,13 +179,13 @@ class _ThumbWorker:
     sink: Sink
     side: int
 
-    def __call__(self, chunk: ThumbChunk) -> Items:
-        numbers = {key: chunk.first + n for n, key in enumerate(chunk.keys)}
+    def __call__(self, chunk: Chunk[RowKey]) -> Items:
+        numbers = {key: chunk.first + n for n, key in enumerate(chunk.items)}
         drawn: dict[RowKey, dict[str, Any]] = {}
-        for key, values in rows_of(self.store, chunk.keys, _COLUMNS):
+        for key, values in rows_of(self.store, chunk.items, _COLUMNS):
             row = dict(zip(_COLUMNS, values, strict=True))
             drawn[key] = asdict(self._draw(numbers[key], row))
-        return [drawn[key] for key in chunk.keys]
+        return [drawn[key] for key in chunk.items]
 
     def _draw(self, number: int, row: Mapping[str, Any]) -> Item:
         """Write a row's thumbnails; what is bad is left out and told."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.faults.stage import IMAGES, POISON, failures, rows, wait_for
@@ -49,11 +50,12 @@ def test_a_killed_driver_is_resumed(stage, way, store, undisturbed):
     stage.steer(pause="0.6")
     job = stage.label(store, *way)
     wait_for(lambda: len(list(store.glob("data/*/*/*.parquet"))) >= 3, job)
+    written = [pq.read_metadata(file).num_rows for file in store.glob("data/*/*/*.parquet")]
     job.kill()
     stage.steer()
     report = stage.label(store, *way).sum()
     assert report["resumed"]
-    assert report["adopted"] + report["skipped"] >= 3 * 4
+    assert report["adopted"] + report["skipped"] >= sum(written) > 0
     assert report["failed"] == 0
     assert sum(count for _, _, count in stage.seen()) >= report["done"]
     assert rows(store) == undisturbed

@@ -136,7 +136,7 @@ def test_demo_says_which_step_failed(tmp_path: Path):
 
 @pytest.mark.slow
 def test_the_tour_ends_with_a_score(tmp_path: Path):
-    words = ("--out", str(tmp_path), "--minutes", "0.15", "--images", "20", "--json")
+    words = ("--out", str(tmp_path), "--minutes", "0.05", "--images", "20", "--json")
     ended = _segmill("demo", *words)
     assert ended.returncode == 0, ended.stderr
     summary = json.loads(ended.stdout.splitlines()[-1])

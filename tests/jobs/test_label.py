@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -12,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.__main__ import main
 from pipeline.store import Store
+from tests.jobs.calls import call
 from tests.samples import write_scenes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,11 +32,16 @@ def start(*args: str, **env: str) -> subprocess.Popen[str]:
     )
 
 
-def run(*args: str, code: int = 0, **env: str) -> dict:
-    process = start(*args, **env)
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == code, err
-    return json.loads(out.splitlines()[-1]) if out else {"stderr": err}
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Give a way to label in this process, at a fixed time, with more of an environment."""
+
+    def run(*args: object, code: int = 0, **env: str) -> dict:
+        for name, value in (FIXED | env).items():
+            monkeypatch.setenv(name, value)
+        return call(capsys, "label", *args, code=code)[0]
+
+    return run
 
 
 def whole(store: Path) -> list:
@@ -52,7 +56,7 @@ def scenes(tmp_path_factory):
     return root
 
 
-def test_a_killed_driver_is_resumed_row_for_row(scenes, tmp_path):
+def test_a_killed_driver_is_resumed_row_for_row(scenes, tmp_path, run):
     """kill -9 halfway, then again: the same store as without, and nothing labelled twice."""
     options = ("--model", SLOW, "--runner", "local", "--shard-images", "4", "--max-errors", "1")
     store, log = tmp_path / "killed", tmp_path / "log"
@@ -68,7 +72,7 @@ def test_a_killed_driver_is_resumed_row_for_row(scenes, tmp_path):
     assert 2 <= staged < 6
 
     again = tmp_path / "log2"
-    report = run("label", str(scenes), str(store), *options, SEGMILL_TEST_LOG=str(again))
+    report = run(scenes, store, *options, SEGMILL_TEST_LOG=str(again))
     assert report["resumed"]
     assert report["inputs"] == report["done"] + report["skipped"] + report["failed"] == 24
     assert report["failed"] == 1
@@ -77,36 +81,31 @@ def test_a_killed_driver_is_resumed_row_for_row(scenes, tmp_path):
     assert report["skipped"] >= 2 * 2 - 1, "the shards written before the kill are adopted"
 
     fresh = tmp_path / "undisturbed"
-    run("label", str(scenes), str(fresh), *options, SEGMILL_TEST_LOG=str(tmp_path / "log3"))
+    run(scenes, fresh, *options, SEGMILL_TEST_LOG=str(tmp_path / "log3"))
     assert whole(store) == whole(fresh)
     assert len(whole(store)) == 23
     assert [f["image_id"] for f in Store.open(store).failures().to_pylist()] == ["0007"]
 
 
-def test_rows_are_equal_in_process_and_on_one_two_three_actors(
-    scenes, tmp_path, ray_session, capsys, monkeypatch
-):
-    monkeypatch.setenv("SOURCE_DATE_EPOCH", FIXED["SOURCE_DATE_EPOCH"])
+def test_rows_are_equal_in_process_and_on_one_two_three_actors(scenes, tmp_path, ray_session, run):
     options = ("--model", ENET, "--shard-images", "3", "--max-errors", "1", "--confidence")
     ways = {"local": ("--runner", "local")} | {
         f"ray{n}": ("--runner", "ray", "--actors", f"{n}:{n}") for n in (1, 2, 3)
     }
     found = {}
     for name, way in ways.items():
-        with pytest.raises(SystemExit) as ended:
-            main(["label", str(scenes), str(tmp_path / name), *options, *way, "--json"])
-        assert not ended.value.code, capsys.readouterr().err
+        run(scenes, tmp_path / name, *options, *way)
         found[name] = whole(tmp_path / name)
     assert len(found["local"]) == 23
     for name in ways:
         assert found[name] == found["local"], name
 
 
-def test_running_again_labels_nothing(scenes, tmp_path):
+def test_running_again_labels_nothing(scenes, tmp_path, run):
     options = ("--model", SLOW, "--runner", "local", "--max-errors", "100%")
     log = tmp_path / "log"
-    first = run("label", str(scenes), str(tmp_path / "s"), *options, SEGMILL_TEST_LOG=str(log))
-    second = run("label", str(scenes), str(tmp_path / "s"), *options, SEGMILL_TEST_LOG=str(log))
+    first = run(scenes, tmp_path / "s", *options, SEGMILL_TEST_LOG=str(log))
+    second = run(scenes, tmp_path / "s", *options, SEGMILL_TEST_LOG=str(log))
     assert (first["done"], second["done"], second["skipped"]) == (23, 0, 23)
     assert first["version"] == second["version"]
     assert len(log.read_text().split()) == 23
@@ -124,16 +123,13 @@ def test_running_again_labels_nothing(scenes, tmp_path):
         (("IMAGES", "IMAGES", "--model", ENET), 1, "no label store"),
     ],
 )
-def test_wrong_calls_get_one_line(scenes, tmp_path, args, code, text):
+def test_wrong_calls_get_one_line(scenes, tmp_path, capsys, args, code, text):
     filled = [{"IMAGES": str(scenes), "S": str(tmp_path / "s")}.get(a, a) for a in args]
-    process = start("label", *filled)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == code, err
+    _, err = call(capsys, "label", *filled, code=code)
     assert text in err
     assert len(err.strip().splitlines()) == 1
 
 
-def test_too_many_failures_exit_with_three(scenes, tmp_path):
-    report = run("label", str(scenes), str(tmp_path / "s"), "--model", ENET, "--runner", "local",
-                 code=3)  # fmt: skip
+def test_too_many_failures_exit_with_three(scenes, tmp_path, run):
+    report = run(scenes, tmp_path / "s", "--model", ENET, "--runner", "local", code=3)
     assert (report["inputs"], report["done"], report["failed"]) == (24, 23, 1)

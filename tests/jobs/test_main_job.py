@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline.store import Store
 from tests.jobs.calls import call
 
-FRAMES = 24
+FRAMES = 12
 
 
 @pytest.fixture(scope="module")

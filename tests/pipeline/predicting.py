@@ -24,7 +24,6 @@ CPU = torch.device("cpu")
 
 
 def labels_of(uri: str, images: Sequence[NDArray[np.uint8]], **options: Any) -> Any:
-    torch.set_num_threads(1)  # as in a segmenter
     predictor = Predictor(load_model(uri), CPU, LabelOptions(**options))
     return predictor.predict([Picture(i, i.shape[:2], f"{n}.png") for n, i in enumerate(images)])
 

@@ -18,11 +18,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _seeded():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
 
 
 NET = "zoo:decouplednet?width=4"

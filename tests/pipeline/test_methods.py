@@ -48,14 +48,6 @@ def store(tmp_path_factory):
     return make_streets(tmp_path_factory.mktemp("streets"), 10, 2)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def plan_of(form: str, store: Store, out: Any, **changes: Any) -> Plan:
     """Return a run on 3 labelled images, the other 7 without their masks."""
     name = form.split()[0]

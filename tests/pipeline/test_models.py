@@ -29,14 +29,6 @@ OTHERS = [
 CAMVID = label_space("camvid-11")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def some_input(model, n=2):
     high, wide = (-(-size // model.preprocessing.multiple) * model.preprocessing.multiple
                   for size in (64, 96))  # fmt: skip

@@ -24,14 +24,6 @@ NAMES = {i: f"thing {i}" for i in range(4)}
 LABELS = {"id2label": NAMES, "label2id": {v: k for k, v in NAMES.items()}}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def swin():
     return transformers.SwinConfig(
         image_size=64, embed_dim=8, depths=[1] * 4, num_heads=[1, 1, 2, 2], window_size=2,

@@ -31,14 +31,6 @@ FEW = {"min_size": 64, "max_size": 96, "rpn_post_nms_top_n_test": 40, "box_detec
 RCNN = "torchvision:maskrcnn_resnet50_fpn?classes=4&" + "&".join(f"{k}={v}" for k, v in FEW.items())
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def model_of(task, score=0.5, most=100, space=SPACE):
     objects = Objects(task, score, most)
     return LoadedModel(nn.Identity(), space, PLAIN, "test", "", objects=objects)

@@ -27,14 +27,6 @@ from tests.pictures import picture
 FIVE = list("abcde")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def net():
     torch.manual_seed(0)

@@ -26,14 +26,6 @@ CPU = torch.device("cpu")
 SIDES = st.integers(1, 40)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Strided(nn.Module):
     """Eleven classes at 1/8 of the input; refuses batches of more than `most` images."""
 

@@ -29,14 +29,6 @@ def store(tmp_path_factory):
     return make_streets(tmp_path_factory.mktemp("streets"))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 # --- recipes -------------------------------------------------------------------------------------
 
 

@@ -33,14 +33,6 @@ from tests.streets import make_streets, run
 CHEAP = ["deeplab_v1", "enet", "fc_densenet56", "icnet", "linknet", "segnet_basic"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("name", CHEAP)
 def test_exports_agree(name):
     net = shaken(f"zoo:{name}?classes=5")
