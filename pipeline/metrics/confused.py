@@ -80,7 +80,8 @@ class Confused:
         rank = np.empty(len(pairs), np.int64)
         rank[sorted(held, key=lambda k: pairs[k])] = np.arange(len(held))
         order = order[np.lexsort((rank[images[order]], -pixels[order], kinds[order]))]
-        return order[_runs(kinds[order])[1] < self.each]
+        kept: Index = order[_runs(kinds[order])[1] < self.each]
+        return kept
 
     def merge(self, other: Self) -> None:
         """Add what another worker found."""
