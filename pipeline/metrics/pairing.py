@@ -97,8 +97,9 @@ def pair_rows(truth: Listing, predicted: Listing, of: str = "pred") -> Pairing:
     """
     _check_single(truth)
     most = max(truth.rows, predicted.rows)
-    kind: type[np.int32 | np.int64] = np.int32 if most < 1 << 31 else np.int64
-    partner: Rows = np.full(truth.rows, _NONE, kind)
+    partner: Rows = np.full(truth.rows, _NONE, np.int64)
+    if most < 1 << 31:
+        partner = partner.astype(np.int32)
     by_path = _match(partner, truth, predicted, truth.places(), predicted.places(), of)
     found = by_path
     for columns in (("split", "image_id"), ("image_id",)):
