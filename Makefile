@@ -16,7 +16,7 @@ BENCH ?= $(filter-out benchmarks/measure.py,$(wildcard benchmarks/*.py))
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format bench docs clean
 
 help:
 	@echo "make demo [DATA=DIR] [OUT=demo]   the tour: generate, ingest, train, label, evaluate, gallery"
@@ -24,6 +24,7 @@ help:
 	@echo "make lint                         ruff and mypy"
 	@echo "make format                       ruff, mending"
 	@echo "make bench [BENCH=FILE ARGS=...]  the benchmarks"
+	@echo "make docs                         the documentation, into site/"
 	@echo "make clean                        remove .venv, caches and build outputs"
 	@echo "PYTHON=python3.12 names another interpreter."
 
@@ -45,6 +46,10 @@ format: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	@for bench in $(BENCH); do echo "== $$bench"; $(VENV)/bin/python $$bench $(ARGS) || exit 1; done
 
+docs: $(VENV)/.installed-dev
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
+	@echo "site/index.html"
+
 # A stamp for each kind of installation: done again only when pyproject.toml changes.
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/pip
 	@echo "Installing segmill into $(VENV); the first time this downloads some gigabytes (torch)."
@@ -63,5 +68,5 @@ $(VENV)/bin/pip:
 	@"$(PYTHON)" -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 	find benchmarks connectors jobs pipeline tests -name __pycache__ -type d -prune -exec rm -rf {} +
