@@ -54,7 +54,7 @@ class Contest:
         print(f"{table(rows, BASE, images)}\n")
         if any(told.values()):
             print(
-                "| what | images | class masks | object masks | annotations | the truth's pixels |"
+                "| what | images | class masks | object masks | annotations | pixels right |"
             )
             print("| --- | --- | --- | --- | --- | --- |")
             print("\n".join(f"| {name} | {text} |" for name, text in told.items()))

@@ -178,13 +178,13 @@ def agreement(written: Written, source: Path) -> dict[str, float]:
 def _voc_truth(place: str) -> NDArray[Any]:
     root, name = place.rsplit("/", 1)
     path = Path(root) / DEVKIT / f"SegmentationClass/2007_{name}.png"
-    return _names(VOC)[np.array(Image.open(path))]
+    return np.asarray(_names(VOC)[np.array(Image.open(path))])
 
 
 def _city_truth(place: str) -> NDArray[Any]:
     root, name = place.rsplit("/", 1)
     path = Path(root) / f"gtFine/train/{TOWN}/{TOWN}_{name}_000019_gtFine_labelIds.png"
-    return _names(CITY)[np.array(Image.open(path))]
+    return np.asarray(_names(CITY)[np.array(Image.open(path))])
 
 
 def _key(path: Path) -> str:
