@@ -53,9 +53,7 @@ class Contest:
         print(f"{images} scenes of {WIDTH}x{HEIGHT}, median of {runs} runs:\n")
         print(f"{table(rows, BASE, images)}\n")
         if any(told.values()):
-            print(
-                "| what | images | class masks | object masks | annotations | pixels right |"
-            )
+            print("| what | images | class masks | object masks | annotations | pixels right |")
             print("| --- | --- | --- | --- | --- | --- |")
             print("\n".join(f"| {name} | {text} |" for name, text in told.items()))
         for name, least in WANTED.items():
