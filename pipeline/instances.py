@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Runs = NDArray[np.int64]
 
 _GROUPS: Final = 7  # 5 bits each: runs below 2**34, and no overflow from a hostile string
-_LOT_RUNS: Final = 1 << 15
+_LOT_RUNS: Final = 1 << 15  # coded together: some megabytes
 _KEPT_LETTERS: Final = 4096  # of a text whose run lengths are kept: 16 MiB are the most for all
 _MOST_KEPT: Final = 512
 _KEPT: Final[dict[str, Runs]] = {}
