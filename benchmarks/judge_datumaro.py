@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from convert import write_voc
+from convert_data import write_sets
 from measure import once, segmill
 
 from connectors import connector
@@ -171,7 +171,7 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
         top = Path(folder)
-        write_voc(top / "objects", args.images, HEIGHT, WIDTH)
+        write_sets(args.images, HEIGHT, WIDTH, voc=top / "objects")
         write_dataset(top / "labels", args.images, height=HEIGHT, width=WIDTH)
         formats = {"objects": "voc", "labels": "camvid-11"}
         for number, case in enumerate(CASES):

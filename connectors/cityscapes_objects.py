@@ -101,8 +101,8 @@ def objects_of(
         if group and not is_thing(value, space):
             continue
         category = value if group else value // PER_CLASS
-        found.append(regions.instance(place, value, category, iscrowd=group))
-    return tuple(found), stray
+        found.append((place, value, category, group))
+    return regions.instances(found), stray
 
 
 def check(values: NDArray[np.uint16], space: LabelSpace, path: str) -> None:

@@ -153,7 +153,8 @@ def _spaces(tree: Tree, files: list[JsonFile]) -> dict[str, LabelSpace]:
 def _listed(tree: Tree, root: str, file: JsonFile, space: LabelSpace) -> Iterator[Sample]:
     names = beside(tree, root, file)
     kinds = [posixpath.basename(n).removesuffix(f"_{file.tail}.json") for n in names]
-    folders, lister = ImageFolders(tree, root, file.tail), _Lister(tree, file, space, kinds)
+    folders = ImageFolders(tree, root, file.tail)
+    lister = _Lister(tree, file, space, pack_ids(space), kinds)
     for number, found in enumerate(by_image(tree, file.name, names)):
         cause = found.problem or _problem(found)
         if found.image is None or cause:
@@ -176,6 +177,7 @@ class _Lister:
     tree: Tree
     file: JsonFile
     space: LabelSpace
+    categories: str
     kinds: list[str]
 
     def bad(self, number: int, found: Grouped, cause: str | None) -> Sample:
@@ -194,7 +196,7 @@ class _Lister:
 
     def sample(self, found: Grouped, image: str, fingerprint: str) -> Sample:
         """Return an image's sample."""
-        file, categories = self.file, pack_ids(self.space)
+        file = self.file
         others = {k: texts for k, texts in zip(self.kinds, found.beside, strict=True) if texts}
         parts = [t for texts in (found.annotations, *found.beside) for t in texts]
         labelled = file.kind == "instances" or bool(found.annotations)
@@ -209,7 +211,7 @@ class _Lister:
                 READER_VERSION,
                 file.split,
                 self.space.name,
-                categories,
+                self.categories,
                 found.text,
                 *parts,
             ),
@@ -219,7 +221,7 @@ class _Lister:
                 file.name,
                 image,
                 self.space.name,
-                categories,
+                self.categories,
                 tail,
                 found.text,
                 found.annotations if labelled else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
@@ -52,7 +53,8 @@ class _Buckets:
     def __init__(self, count: int) -> None:
         self._file: BinaryIO = temporary_file("coco")
         self._pending = [bytearray() for _ in range(count)]
-        self._places: list[list[tuple[int, int]]] = [[] for _ in range(count)]
+        # Where its pieces lie: a file of tens of gigabytes is in millions of pieces.
+        self._places = [array("q") for _ in range(count)]
         self._most = min(_MOST_PENDING, _PENDING_BYTES // count)
 
     def add(self, bucket: int, key: int, file: int, text: bytes) -> None:
@@ -61,21 +63,25 @@ class _Buckets:
         pending += _HEAD.pack(key, file, len(text))
         pending += text
         if len(pending) > self._most:
-            self._places[bucket].append((self._file.tell(), len(pending)))
-            self._file.write(pending)
-            pending.clear()
+            self._flush(bucket)
 
     def settle(self) -> None:
         """Bring to disk what is pending: nothing is added any more."""
         for bucket, pending in enumerate(self._pending):
             if pending:
-                self._places[bucket].append((self._file.tell(), len(pending)))
-                self._file.write(pending)
+                self._flush(bucket)
                 self._pending[bucket] = bytearray()
+
+    def _flush(self, bucket: int) -> None:
+        pending = self._pending[bucket]
+        self._places[bucket].extend((self._file.tell(), len(pending)))
+        self._file.write(pending)
+        pending.clear()
 
     def read(self, bucket: int) -> Iterator[tuple[int, int, bytes]]:
         """Yield a bucket's keys, files and texts, in the order in which they came."""
-        for place, size in self._places[bucket]:
+        places = iter(self._places[bucket])
+        for place, size in zip(places, places, strict=True):
             self._file.seek(place)
             yield from _unpacked(self._file.read(size))
         yield from _unpacked(bytes(self._pending[bucket]))

@@ -45,15 +45,15 @@ def instances_of(
     index = np.zeros(len(counts), np.uint8 if len(held) <= STEP else np.uint16)
     index[held] = np.arange(len(held))
     regions = Regions.of(index[pairs])
-    found: list[Instance] = []
+    found: list[tuple[int, int, int, bool]] = []
     unlabelled: dict[str, str] = {}
     for place, pair in enumerate(held.tolist()):
         category, number = int(present[pair // STEP]), pair % STEP
         if number and category == ignore:
             unlabelled[str(number)] = regions.rle(place)
         elif number:
-            found.append(regions.instance(place, category * STEP + number, category))
-    return tuple(found), unlabelled
+            found.append((place, category * STEP + number, category, False))
+    return regions.instances(found), unlabelled
 
 
 def numbers_of(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -36,14 +37,24 @@ SCHEMA: Final = pa.schema(
 """The fields of `Sample`; `payload` as JSON, null without one."""
 MOST_ROWS: Final = 65_536
 """Rows of a batch at most: some ten megabytes."""
+MOST_BYTES: Final = 8 << 20
+"""About the most that a batch takes where payloads are long: a COCO image's holds its polygons."""
 
 
 def to_batch(samples: Sequence[Sample]) -> pa.RecordBatch:
     """Return samples as a batch of `SCHEMA`."""
+    return _packed(samples, [_noted(s) for s in samples])
+
+
+def _noted(sample: Sample) -> str | None:
+    return None if sample.payload is None else json.dumps(sample.payload)
+
+
+def _packed(samples: Sequence[Sample], payloads: list[str | None]) -> pa.RecordBatch:
     columns: dict[str, list[Any]] = {
-        name: [getattr(s, name) for s in samples] for name in SCHEMA.names
+        name: [getattr(s, name) for s in samples] for name in SCHEMA.names[:-1]
     }
-    columns["payload"] = [None if p is None else json.dumps(p) for p in columns["payload"]]
+    columns["payload"] = payloads
     arrays = [pa.array(columns[f.name], pa.string()).cast(f.type) for f in SCHEMA]
     return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
 
@@ -86,9 +97,24 @@ def batches_of(samples: Iterable[Sample] | Iterable[pa.RecordBatch]) -> Iterator
         yield from feed
         return
     rows = 1
-    while held := list(islice(feed, rows)):
-        yield to_batch(held)
+    while held := _some(feed, rows):
+        yield _packed(*held)
         rows = min(MOST_ROWS // 4, 2 * rows)  # the first few are there before the last is listed
+
+
+def _some(feed: Iterator[Sample], rows: int) -> tuple[list[Sample], list[str | None]] | None:
+    """Take up to `rows` samples, or `MOST_BYTES` of payloads; None when there is none."""
+    samples: list[Sample] = []
+    payloads: list[str | None] = []
+    size = 0
+    for sample in islice(feed, rows):
+        payloads.append(_noted(sample))
+        size += len(payloads[-1] or "")
+        # Kept as text, once: the objects of a payload take several times as much.
+        samples.append(sample if sample.payload is None else replace(sample, payload=None))
+        if size >= MOST_BYTES:
+            break
+    return (samples, payloads) if samples else None
 
 
 def one_ahead(items: Iterable[T]) -> Iterator[T]:
@@ -101,22 +127,42 @@ def one_ahead(items: Iterable[T]) -> Iterator[T]:
             yield item
 
 
-def cut(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
-    """Yield the same rows in batches of `rows`, the last of what is left."""
+def cut(
+    batches: Iterable[pa.RecordBatch], rows: int, cell: int | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Yield the same rows in batches of `rows`, the last of what is left.
+
+    Batches above `MOST_BYTES` have fewer rows, a multiple of `cell`.
+    """
     held: list[pa.RecordBatch] = []
-    count = 0
+    count = size = 0
     for batch in batches:
         held.append(batch)
         count += batch.num_rows
-        if count < rows:
+        size += batch.nbytes
+        step = rows if size <= MOST_BYTES else min(rows, count // (cell or rows) * (cell or rows))
+        if not step or count < step:
             continue
         whole = joined(held)
-        for start in range(0, count - rows + 1, rows):
-            yield whole.slice(start, rows)
-        left = count % rows
-        held, count = ([whole.slice(count - left)] if left else []), left
+        for start in range(0, count - step + 1, step):
+            yield whole.slice(start, step)
+        count %= step
+        held = [compact(whole.slice(whole.num_rows - count))] if count else []
+        size = sum(b.nbytes for b in held)
     if count:
         yield joined(held)
+
+
+def compact(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return a slice of a batch with dictionaries of its own.
+
+    A slice keeps the whole batch's: of texts that all differ, each would hold and write them all.
+    """
+    for place, column in enumerate(batch.columns):
+        if pa.types.is_dictionary(column.type) and len(column.dictionary) > len(column):
+            own = column.dictionary.take(column.indices).dictionary_encode()
+            batch = batch.set_column(place, batch.schema.field(place), own)
+    return batch
 
 
 def joined(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:

@@ -78,5 +78,5 @@ def with_instances(record: Record, space: LabelSpace) -> Record:
     regions = Regions.of(ids)
     places = {number: place for place, number in enumerate(regions.numbers.tolist())}
     shown = [c for c in space.train_ids if c in places and space.by_id[c].name != "background"]
-    found = (regions.instance(places[c], number, c) for number, c in enumerate(shown, 1))
-    return replace(record, instances=tuple(found))
+    found = [(places[c], number, c, False) for number, c in enumerate(shown, 1)]
+    return replace(record, instances=regions.instances(found))

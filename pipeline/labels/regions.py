@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from pipeline.instances import _box, _pack
+from pipeline.instances import _box, _pack, _pack_all
 from pipeline.record import Instance
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from pipeline.label_space import LabelMap, LabelSpace
@@ -68,19 +70,37 @@ class Regions:
         """Return a region's compressed run lengths."""
         return _pack(self._runs(place))
 
-    def instance(
-        self, place: int, number: int, category: int, *, iscrowd: bool = False
-    ) -> Instance:
-        """Return a region as an object under a number."""
-        runs = self._runs(place)
-        return Instance(
-            id=number,
-            category=category,
-            bbox=_box(runs, self.height),
-            area=float(self.areas[place]),
-            iscrowd=iscrowd,
-            rle=_pack(runs),
+    def instances(self, found: Sequence[tuple[int, int, int, bool]]) -> tuple[Instance, ...]:
+        """Return regions as objects: of each its place, a number, a category, and if it is a crowd.
+
+        All at once takes half the time of one by one.
+        """
+        boxes = self._boxes() if found else []
+        texts = _pack_all([self._runs(place) for place, *_ in found])
+        return tuple(
+            Instance(
+                id=number,
+                category=category,
+                bbox=boxes[place],
+                area=float(self.areas[place]),
+                iscrowd=iscrowd,
+                rle=text,
+            )
+            for (place, number, category, iscrowd), text in zip(found, texts, strict=True)
         )
+
+    def _boxes(self) -> list[tuple[float, float, float, float]]:
+        """Return the box of each region."""
+        first, last = self._edges[self._order], self._edges[self._order + 1] - 1
+        begins, ends = self._firsts[:-1], self._firsts[1:] - 1
+        left, right = first[begins] // self.height, last[ends] // self.height
+        # A run over a column's end touches both sides: it counts as from 0 to the last row.
+        over = first // self.height != last // self.height
+        rows = first % self.height, last % self.height
+        top = np.minimum.reduceat(np.where(over, 0, rows[0]), begins)
+        bottom = np.maximum.reduceat(np.where(over, self.height - 1, rows[1]), begins)
+        sides = np.stack([left, top, right - left + 1, bottom - top + 1], axis=1).astype(float)
+        return [(x, y, w, h) for x, y, w, h in sides.tolist()]
 
     def paint(self, values: NDArray[Any]) -> NDArray[Any]:
         """Return the map [H, W] in which every region has its value in `values`, by place."""
@@ -110,10 +130,12 @@ def instances_from_maps(
         raise ValueError(f"class map {class_map.shape} and object map {object_map.shape} differ")
     regions = Regions.of(object_map)
     classes = _classes_of(object_map, class_map, space)
-    return tuple(
-        regions.instance(place, number, classes[number])
-        for place, number in enumerate(regions.numbers.tolist())
-        if number not in (0, border)
+    return regions.instances(
+        [
+            (place, number, classes[number], False)
+            for place, number in enumerate(regions.numbers.tolist())
+            if number not in (0, border)
+        ]
     )
 
 

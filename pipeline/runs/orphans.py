@@ -11,7 +11,7 @@ import pyarrow as pa
 from pipeline.runs.index import Index, KeyPile
 from pipeline.runs.keys import batch_keys, keys_of
 from pipeline.runs.ledger import State
-from pipeline.samples import joined
+from pipeline.samples import compact, joined
 from pipeline.tables.fragment import Fragment, open_fragment
 
 if TYPE_CHECKING:
@@ -83,6 +83,6 @@ class Orphans:
                 homes[asked[same]] = self._index.home[row[same]].astype(np.int64)
         for number in np.unique(homes[homes >= 0]).tolist():
             rows = np.flatnonzero(homes == number)
-            self.found[number].covered.append(batch.take(pa.array(rows)))
+            self.found[number].covered.append(compact(batch.take(pa.array(rows))))
             self.found[number].changed += int((states[rows] == State.CHANGED).sum())
         return homes >= 0

@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.runs.index import KeyPile
 from pipeline.runs.keys import as_bytes, batch_keys
 from pipeline.runs.ledger import State
-from pipeline.samples import batches_of, cut, joined, one_ahead
+from pipeline.samples import batches_of, compact, cut, joined, one_ahead
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -75,7 +75,7 @@ class Planner:
     def read(self, listing: Listing, on_listed: Callable[[int, int], None]) -> None:
         """Plan a listing."""
         rows = max(1, _BATCH_ROWS // self._shard_rows) * self._shard_rows
-        for batch in one_ahead(cut(batches_of(listing), rows)):
+        for batch in one_ahead(cut(batches_of(listing), rows, self._shard_rows)):
             self._take(batch)
             on_listed(self.listed, self.todo)
         self._flush()
@@ -162,7 +162,7 @@ def _cells(batch: pa.RecordBatch, cells: NDArray[np.intp]) -> Iterator[tuple[int
     """Yield the number and the rows of each cell; `cells` numbers that of each row, ascending."""
     edges = [0, *(np.flatnonzero(np.diff(cells)) + 1).tolist(), len(cells)]
     for start, end in pairwise(edges):
-        yield int(cells[start]), batch.slice(start, end - start)
+        yield int(cells[start]), compact(batch.slice(start, end - start))
 
 
 def _firsts(rows: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:

@@ -26,7 +26,15 @@ from pipeline.runs.ledger import Ledger, State
 from pipeline.runs.orphans import Orphans
 from pipeline.runs.outlook import foresee, past_rate, trial_rate
 from pipeline.runs.planning import Planner
-from pipeline.samples import SCHEMA, batches_of, cut, of_batch, one_ahead, to_batch
+from pipeline.samples import (
+    SCHEMA,
+    batches_of,
+    compact,
+    cut,
+    of_batch,
+    one_ahead,
+    to_batch,
+)
 from pipeline.store import Store
 from tests.pipeline.run_jobs import NAMES, run_job
 from tests.samples import SPACE, Labelling, sample
@@ -171,6 +179,35 @@ class TestSamples:
         assert [p.num_rows for p in pieces[:-1]] == [rows] * (len(pieces) - 1)
         assert all(0 < p.num_rows <= rows for p in pieces)
 
+    @settings(max_examples=30, deadline=None)
+    @given(st.lists(st.integers(0, 9), max_size=12), st.integers(1, 4), st.integers(1, 5))
+    def test_long_payloads_are_cut_by_bytes_between_cells(self, sizes, cell, cells):
+        names, rows = iter(range(1000)), cell * cells
+        listed = [[noted(next(names), 300) for _ in range(size)] for size in sizes]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("pipeline.samples.MOST_BYTES", 1000)
+            pieces = list(cut(map(to_batch, listed), rows, cell))
+        assert [s for p in pieces for s in of_batch(p)] == [s for some in listed for s in some]
+        assert all(p.num_rows % cell == 0 for p in pieces[:-1])
+        assert all(0 < p.num_rows <= rows for p in pieces)
+
+    def test_batches_of_long_payloads_are_short(self, monkeypatch):
+        monkeypatch.setattr("pipeline.samples.MOST_BYTES", 1000)
+        listed = [noted(n, 300 if n > 100 else 1) for n in range(200)]
+        batches = list(batches_of(listed))
+        assert [s for b in batches for s in of_batch(b)] == listed
+        assert all(b.num_rows <= 4 for b in batches if b["image_id"][0].as_py() > "101")
+
+    def test_a_compact_slice_holds_its_own_texts_alone(self):
+        batch = to_batch([*(noted(n, 5) for n in range(40)), sample("40"), sample("41")])
+        for start, size in ((0, 42), (7, 5), (38, 4), (3, 0)):
+            part = compact(batch.slice(start, size))
+            assert of_batch(part) == of_batch(batch.slice(start, size))
+            assert part.schema == SCHEMA
+            assert len(part["payload"].dictionary) <= size
+        same = to_batch([sample(str(n)) for n in range(9)])
+        assert compact(same) is same
+
     def test_samples_become_batches_in_order_and_the_first_come_at_once(self):
         taken = []
         feed = (taken.append(n) or sample(str(n)) for n in range(300))
@@ -192,6 +229,11 @@ class TestSamples:
         assert list(one_ahead([])) == []
 
 
+def noted(number, length):
+    """Return a sample whose payload nobody else has."""
+    return replace(sample(f"{number:03d}"), payload=[number, "x" * length])
+
+
 class Kept:
     """Takes shards as a plan does."""
 
@@ -199,6 +241,7 @@ class Kept:
         self.shards = []
 
     def add(self, samples):
+        assert len(samples["payload"].dictionary) <= samples.num_rows  # not all of the batch's
         self.shards.append([s.image_id for s in of_batch(samples)])
 
     def flush(self):
@@ -254,6 +297,14 @@ class TestPlanner:
         _, shards = planned(Ledger.of(after), map(sample, names), 10)
         assert shards == [[f"{n}0" for n in ("00", "01", "02", "03", "04", "05", "06", "07")],
                           names[80:90], names[90:]]  # fmt: skip
+
+    def test_payloads_change_no_shard(self, store, monkeypatch):
+        _, after = run_job(store, [sample(f"{n:03d}") for n in range(0, 300, 7)])
+        plain = planned(Ledger.of(after), [sample(f"{n:03d}") for n in range(300)], 8)
+        monkeypatch.setattr("pipeline.samples.MOST_BYTES", 2000)
+        held = planned(Ledger.of(after), [noted(n, 100) for n in range(300)], 8)
+        assert held[1] == plain[1]
+        assert (held[0].todo, held[0].listed) == (plain[0].todo, 300)
 
     def test_without_a_store_all_is_to_do(self):
         planner, shards = planned(None, map(sample, NAMES), 3)
