@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from types import SimpleNamespace
 
 import pytest
 
-from jobs import packing, ray_jobs
+from jobs import VERBS, packing, ray_jobs
+from jobs.examples import EXAMPLES
 from jobs.packing import check_places, gpu_options, job_name, pack, parse_verb, variables
 from jobs.ray_jobs import ClusterSilent, JobRuns, ended, server_address, within
 from jobs.submit import Order, free_name
@@ -206,3 +208,28 @@ def test_a_token_is_sent_where_there_is_one(monkeypatch, tmp_path):
     assert ray_jobs.set_authentication() == "token"
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     assert ray_jobs.set_authentication() == "disabled"
+
+
+def test_work_in_the_drivers_process_takes_no_gpu_of_the_cluster(monkeypatch):
+    """The head, where a job's driver runs, has none: `--runner local` would ask for one there."""
+    from jobs import gpus
+
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # as Ray sets it for a job
+    monkeypatch.setattr(gpus, "has_gpu", lambda: False)
+    assert gpus.default_gpus(None, "local") == 0
+
+
+@pytest.mark.parametrize("verb", sorted(set(VERBS) - packing.HERE_ONLY))
+def test_every_example_of_a_verb_can_be_submitted(verb):
+    """What a shell makes of the entry point are the user's own words."""
+    for example in EXAMPLES[verb]:
+        _, *words = shlex.split(example.replace("\\\n", " "))
+        order = Order(parse_verb(words), (), "n")
+        line = shlex.split(order.entrypoint("python", here=False))
+        assert line == ["exec", "python", "-P", "-m", "jobs", *words]
+
+
+def test_words_that_a_shell_would_take_for_its_own():
+    words = ["store", "info", "--", "-a b\nof 'c' $(d)"]
+    order = Order(parse_verb(words), (), "n")
+    assert shlex.split(order.entrypoint("python", here=False))[5:] == words
