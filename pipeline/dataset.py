@@ -208,6 +208,11 @@ class StoreDataset(IterableDataset[Any]):
         LOG.warning("left out: %s", error)
         failures.setdefault(str(getattr(error, "path", error)), str(error))
 
+    def nothing_readable(self, failures: dict[str, str]) -> StoreError:
+        """Return the error of a share in which no row at all could be read."""
+        first = next(iter(failures.values()), "")
+        return StoreError(f"{self.store.url}: no row of this rank's can be read (first: {first})")
+
     def pieces(self, start: int = 0, batch: int = 1, threads: int = 1) -> Iterator[Piece]:
         """Yield batches of this rank's samples from a position on, in a worker every W-th batch.
 
