@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
@@ -27,6 +28,7 @@ PLACES: Final = {
     "report", "tensorboard", "metrics", "data", "config",
 }  # fmt: skip
 """Parameters that name a place whatever their value; others do where such a file is here."""
+_LEFT_OUT: Final = ("__pycache__", "*.pyc")
 _SECRET: Final = re.compile(
     r"(^|_)(SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIALS?)(_|$)|(ACCESS|API|ACCOUNT|PRIVATE)_?KEY(_|$)"
 )
@@ -221,9 +223,10 @@ def pack(folder: Path, included: Sequence[str]) -> int:
         UsageError: a file to send lies outside the working directory, or all is too large.
     """
     targets = {path: _inside(path) for path in included}
-    ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
-    for name in PACKAGES:
-        (source,) = import_module(name).__path__
+    code = {name: import_module(name).__path__[0] for name in PACKAGES}
+    total = _check_size([*code.values(), *targets])
+    ignore = shutil.ignore_patterns(*_LEFT_OUT)
+    for name, source in code.items():
         shutil.copytree(source, folder / name, ignore=ignore)
     for path, target in targets.items():
         (folder / target).parent.mkdir(parents=True, exist_ok=True)
@@ -231,15 +234,44 @@ def pack(folder: Path, included: Sequence[str]) -> int:
             shutil.copytree(path, folder / target, ignore=ignore, dirs_exist_ok=True)
         else:
             shutil.copyfile(path, folder / target)
-    sizes = {p: p.stat().st_size for p in folder.rglob("*") if p.is_file()}
-    total = sum(sizes.values())
-    if total > LARGEST_BYTES:
-        largest = max(sizes, key=lambda p: sizes[p])
-        raise UsageError(
-            f"{total >> 20} MiB to send, Ray takes {LARGEST_BYTES >> 20}; the largest is "
-            f"{largest.relative_to(folder)}: put it into the bucket and name its URL"
-        )
     return total
+
+
+def _check_size(paths: Sequence[str]) -> int:
+    """Return the bytes of files and folders, before any is copied: data may lie in them.
+
+    Raises:
+        UsageError: they are more than Ray takes, or no plain files.
+    """
+    total, largest, biggest = 0, 0, ""
+    for path in _files(paths):
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise UsageError(f"{path}: not a file that can be sent; leave it out")
+        total += found.st_size
+        if found.st_size > largest:
+            largest, biggest = found.st_size, path
+        if total > LARGEST_BYTES:
+            raise UsageError(
+                f"more than {LARGEST_BYTES >> 20} MiB to send, which is what Ray takes; the "
+                f"largest so far is {biggest} ({largest >> 20} MiB): put it into the bucket and "
+                "name its URL"
+            )
+    return total
+
+
+def _files(paths: Sequence[str]) -> Iterator[str]:
+    """Yield files, and those in folders, as they are copied."""
+    for path in paths:
+        if not os.path.isdir(path):
+            yield path
+            continue
+        for root, folders, names in os.walk(path):
+            folders[:] = [name for name in folders if name != "__pycache__"]
+            links = [name for name in folders if os.path.islink(os.path.join(root, name))]
+            if links:  # they may lead round in circles
+                raise UsageError(f"{root}/{links[0]}: a link to a folder; send the folder itself")
+            yield from (os.path.join(root, n) for n in names if not n.endswith(".pyc"))
 
 
 def _inside(path: str) -> str:

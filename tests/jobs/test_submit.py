@@ -129,6 +129,26 @@ def test_the_code_goes_along_and_nothing_else(tmp_path, monkeypatch):
         pack(tmp_path / "large", [])
 
 
+def test_a_folder_of_data_is_refused_before_a_byte_of_it_is_copied(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "more").mkdir(parents=True)
+    with (tmp_path / "data" / "more" / "images.tar").open("wb") as file:
+        file.truncate(2 << 30)  # a hole: takes no place
+    with pytest.raises(UsageError, match=r"more than 100 MiB.*images\.tar \(2048 MiB\)"):
+        pack(tmp_path / "sent", ["data"])
+    assert not (tmp_path / "sent").exists()
+    (tmp_path / "round").mkdir()
+    (tmp_path / "round" / "again").symlink_to(tmp_path / "round")
+    with pytest.raises(UsageError, match="link to a folder"):
+        pack(tmp_path / "sent", ["round"])
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="not a file"):
+        pack(tmp_path / "sent", ["pipe"])
+    (tmp_path / "gone").symlink_to(tmp_path / "nothing")
+    with pytest.raises(UsageError, match="no such"):
+        pack(tmp_path / "sent", ["gone"])
+
+
 def test_the_same_command_has_the_same_name_and_runs_once():
     parsed = parse_verb(LABEL)
     assert job_name(parsed) == job_name(parse_verb(LABEL))
