@@ -33,6 +33,11 @@ _SECRET: Final = re.compile(
     r"(^|_)(SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIALS?)(_|$)|(ACCESS|API|ACCOUNT|PRIVATE)_?KEY(_|$)"
 )
 _LOGIN: Final = re.compile(r"\w+://[^/\s@]*:[^/\s@]+@")
+_SIGNED: Final = re.compile(
+    r"://\S*[?&](sig|signature|x-amz-\w[\w-]*|x-goog-\w[\w-]*|(\w*_)?(token|secret|password|key))=",
+    re.IGNORECASE,
+)
+"""A URL that is a right by itself: presigned, or with a token of shared access."""
 _SCHEME: Final = re.compile(r"^[a-z][a-z0-9+.-]*:")
 
 
@@ -93,9 +98,9 @@ def _places(params: dict[str, Any]) -> Iterator[str]:
 
 
 def _no_logins(words: Sequence[str]) -> None:
-    """Raise UsageError for a URL with a password: Ray shows a job's command to everybody."""
+    """Raise UsageError for a URL with a password or a signature: Ray shows a job's command."""
     for word in words:
-        if _LOGIN.search(word):
+        if _LOGIN.search(word) or _SIGNED.search(word):
             raise UsageError(
                 "a URL holds a login, and Ray shows a job's command line to all who see the "
                 "cluster; give the nodes the rights (an instance profile, their environment)"
@@ -146,7 +151,7 @@ def variables(pairs: Sequence[str]) -> dict[str, str]:
         if not equals and key not in os.environ:
             raise UsageError(f"--env {key}: not set here, and no value given")
         found[key] = value if equals else os.environ[key]
-        if _LOGIN.search(found[key]):
+        if _LOGIN.search(found[key]) or _SIGNED.search(found[key]):
             raise UsageError(f"--env {key}: its value holds a login, which Ray would show")
     return found
 

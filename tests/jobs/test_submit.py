@@ -12,9 +12,9 @@ import pytest
 from jobs import VERBS, packing, ray_jobs
 from jobs.examples import EXAMPLES
 from jobs.packing import check_places, gpu_options, job_name, pack, parse_verb, variables
-from jobs.ray_jobs import ClusterSilent, JobRuns, ended, server_address, within
-from jobs.submit import Order, free_name
-from pipeline.errors import UsageError
+from jobs.ray_jobs import ClusterSilent, JobRuns, NoSuchJob, ended, server_address, within
+from jobs.submit import Order, _through, free_name
+from pipeline.errors import SegmillError, UsageError
 from tests.jobs.calls import call
 
 LABEL = ("label", "images", "s3://labels/night", "--model", "zoo:enet")
@@ -62,6 +62,85 @@ def test_secrets_stay_at_home():
     with pytest.raises(UsageError, match="holds a login") as refused:
         parse_verb(["store", "info", "s3://me:hunter2@bucket/x"])
     assert "hunter2" not in str(refused.value)
+    for signed in (
+        "https://a.blob.core.windows.net/c/x.tar?sp=r&sig=hunter2",
+        "https://b.s3.amazonaws.com/x.tar?X-Amz-Credential=a&X-Amz-Signature=hunter2",
+        "https://host/x.tar?access_token=hunter2",
+    ):
+        with pytest.raises(UsageError, match="holds a login") as refused:
+            parse_verb(["label", signed, "s3://labels/x"])
+        assert "hunter2" not in str(refused.value)
+        with pytest.raises(UsageError, match="holds a login"):
+            variables([f"WHERE={signed}"])
+    parse_verb(["label", "s3://b/x", "s3://b/y", "--model", "run:s3://b/m?classes=3&seed=1"])
+
+
+class Silent:
+    """A cluster whose head answers with an error, or not at all, once a job is there."""
+
+    address = "http://far:8265"
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.submitted: list[str] = []
+
+    def here(self) -> bool:
+        return False
+
+    def python(self) -> str:
+        return "python"
+
+    def all(self) -> list[object]:
+        return []
+
+    def submit(self, **how: object) -> str:
+        assert "hunter2" not in str(how)
+        self.submitted.append(str(how["submission_id"]))
+        return self.submitted[-1]
+
+    def follow(self, name: str, patience: float, echo: object) -> object:
+        if isinstance(self.error, ClusterSilent):
+            raise self.error
+        return SimpleNamespace(code=1, says="forgotten", again=True, summary=None)
+
+
+def test_a_head_that_is_gone_is_said_and_what_to_do():
+    cluster = Silent(ClusterSilent("http://far:8265: no answer in 30 s;"))
+    order = Order(parse_verb(["store", "info", "s3://b/x"]), (), "night", installed="any")
+    with pytest.raises(SegmillError, match=r"night may go on there.*the same command on another"):
+        _through(order, cluster, 0, as_json=False)
+    assert cluster.submitted == ["night"]
+
+
+def test_a_cluster_that_forgot_the_job_gets_it_again(monkeypatch):
+    cluster = Silent(ValueError())
+    monkeypatch.setattr("jobs.submit.time.sleep", lambda _: None)
+    monkeypatch.setattr(ray_jobs, "reconnected", lambda *_: cluster)
+    order = Order(parse_verb(["store", "info", "s3://b/x"]), (), "night", installed="any")
+    assert _through(order, cluster, 2, as_json=False).code == 1
+    assert cluster.submitted == ["night"] * 3
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("Request failed with status code 503: upstream connect error", ClusterSilent),
+        ("Request failed with status code 404: Job a does not exist", NoSuchJob),
+        ("Request failed with status code 400: already exists", JobRuns),
+        ("Ray version mismatch: 2.9 on the cluster", SegmillError),
+    ],
+)
+def test_what_a_cluster_answers_is_told_apart(said, kind):
+    """A gateway that says 503 while a head begins anew must not end the waiting."""
+    jobs = ray_jobs.Jobs.__new__(ray_jobs.Jobs)
+    jobs.address = "http://far:8265"
+
+    def answer() -> None:
+        raise RuntimeError(said)
+
+    with pytest.raises(SegmillError) as raised:
+        jobs._call(answer)
+    assert type(raised.value) is kind
 
 
 def test_paths_that_the_cluster_can_not_see(tmp_path, monkeypatch):
