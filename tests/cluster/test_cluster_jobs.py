@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
@@ -24,6 +25,7 @@ from tests.refresh.palette_model import BETTER, POISONED
 from tests.refresh.world import World
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.cluster.conftest import Cluster
@@ -99,8 +101,8 @@ class Ran(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def ran(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    """Run all verbs in one job, sent by Ray's own client from the checkout."""
+def begun(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Ran]:
+    """Begin all verbs in one job, sent by Ray's own client; return what waits for its end."""
     place, out = cluster.stage.place, tmp_path_factory.mktemp("verbs")
     world = World(place / "nightly", POISONED)
     world.file().rename(place / "nightly" / "poisoned.yaml")
@@ -113,24 +115,24 @@ def ran(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Ran:
         "-m", "ray.scripts.scripts", "job", "submit", "--address", cluster.address,
         "--working-dir", ".", "--", sys.executable, "-m", "tests.cluster.verbs", listed,
     )  # fmt: skip
-    said, err = client.communicate(timeout=400)
-    assert client.returncode == 0, f"{err[-2000:]} {said[-2000:]}"
-    told = [line.split()[1:] for line in said.splitlines() if line.startswith(SAYS)]
-    return Ran(asked, {int(number): int(code) for number, code in told}, said, out)
+
+    @cache
+    def end() -> Ran:
+        said, err = client.communicate(timeout=400)
+        assert client.returncode == 0, f"{err[-2000:]} {said[-2000:]}"
+        told = [line.split()[1:] for line in said.splitlines() if line.startswith(SAYS)]
+        return Ran(asked, {int(number): int(code) for number, code in told}, said, out)
+
+    return end
 
 
-def test_every_verb_has_its_own_exit_codes_in_a_job(ran: Ran) -> None:
-    wrong = [
-        (words, wanted, ran.codes.get(number))
-        for number, (wanted, words) in enumerate(ran.asked)
-        if ran.codes.get(number) != wanted
-    ]
-    assert not wrong, ran.said[-4000:]
-    assert {str(words[0]) for _, words in ran.asked} == set(VERBS) - HERE_ONLY
-    assert len(rows(ran.out / "plain")) == IMAGES
-    assert len(rows(ran.out / "ingested")) == 15
+@pytest.fixture
+def ran(begun: Callable[[], Ran]) -> Ran:
+    """Wait for the job of all verbs; tests that need nothing of it run beside it."""
+    return begun()
 
 
+@pytest.mark.usefixtures("begun")
 def test_submit_leaves_with_the_drivers_exit_code(cluster: Cluster, tmp_path: Path) -> None:
     """Success, failure and gate of the driver itself; Ray's client knows 0 and 1 only."""
     streets, there = cluster.stage.place / "streets" / "store", tmp_path / "odd 'name\nof; $(two)"
@@ -146,6 +148,32 @@ def test_submit_leaves_with_the_drivers_exit_code(cluster: Cluster, tmp_path: Pa
     assert sums[1]["verb"] == "store info"
     assert "no label store here" in sums[1]["error"]
     assert sums[2]["gate"]
+
+
+@pytest.mark.usefixtures("begun")
+def test_a_job_that_has_no_place_is_stopped_all_the_same(cluster: Cluster) -> None:
+    plan = ("store", "info", cluster.stage.place / "streets" / "store")
+    how = ("--submission-id", "pending", "--driver-cpus", "99", "--no-wait")
+    assert cluster.end(cluster.begin(*how, *plan))["submission_id"] == "pending"
+    refused = cluster.begin(*how, *plan)
+    said = cluster.end(cluster.begin("jobs", "stop", "pending", "--timeout", "2", "--json"))
+    assert "pending runs already" in cluster.end(refused, code=1)["error"]
+    assert said["status"] in {"FAILED", "STOPPED"}
+    assert "by force" in said["how"]
+    listed = cluster.end(cluster.begin("jobs", "list", "--json"))["jobs"]
+    assert {"pending"} <= {job["submission_id"] for job in listed}
+
+
+def test_every_verb_has_its_own_exit_codes_in_a_job(ran: Ran) -> None:
+    wrong = [
+        (words, wanted, ran.codes.get(number))
+        for number, (wanted, words) in enumerate(ran.asked)
+        if ran.codes.get(number) != wanted
+    ]
+    assert not wrong, ran.said[-4000:]
+    assert {str(words[0]) for _, words in ran.asked} == set(VERBS) - HERE_ONLY
+    assert len(rows(ran.out / "plain")) == IMAGES
+    assert len(rows(ran.out / "ingested")) == 15
 
 
 def test_killed_nodes_lose_neither_labels_nor_a_training(
@@ -234,16 +262,3 @@ def is_driver(process: psutil.Process, store: str, place: str) -> bool:
         )
     except psutil.Error:
         return False
-
-
-def test_a_job_that_has_no_place_is_stopped_all_the_same(cluster: Cluster) -> None:
-    plan = ("store", "info", cluster.stage.place / "streets" / "store")
-    how = ("--submission-id", "pending", "--driver-cpus", "99", "--no-wait")
-    assert cluster.end(cluster.begin(*how, *plan))["submission_id"] == "pending"
-    refused = cluster.begin(*how, *plan)
-    said = cluster.end(cluster.begin("jobs", "stop", "pending", "--timeout", "2", "--json"))
-    assert "pending runs already" in cluster.end(refused, code=1)["error"]
-    assert said["status"] in {"FAILED", "STOPPED"}
-    assert "by force" in said["how"]
-    listed = cluster.end(cluster.begin("jobs", "list", "--json"))["jobs"]
-    assert {"pending"} <= {job["submission_id"] for job in listed}
