@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import http.server
+import json
 import os
 import shlex
+import subprocess
+import sys
+import threading
 import time
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
@@ -255,8 +261,6 @@ def test_the_entry_point_holds_odd_arguments_together():
     assert order.entrypoint("python", here=True).startswith(f"cd {os.getcwd()} && exec")
     pinned = Order(parse_verb(["doctor"]), (), "n", installed="1.2'3")
     assert "exit 2" in pinned.entrypoint("python", here=False)
-    import subprocess
-
     done = subprocess.run(["sh", "-c", pinned.entrypoint("false", here=False)], capture_output=True)
     assert done.returncode == 2
 
@@ -332,3 +336,56 @@ def test_words_that_a_shell_would_take_for_its_own():
     words = ["store", "info", "--", "-a b\nof 'c' $(d)"]
     order = Order(parse_verb(words), (), "n")
     assert shlex.split(order.entrypoint("python", here=False))[5:] == words
+
+
+TOKEN = "hunter2" * 8
+
+
+class Head(http.server.BaseHTTPRequestHandler):
+    """A job server that knows no job; it refuses whoever does not send the token."""
+
+    heard: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        said = self.headers.get("Authorization", "")
+        self.heard.append(said)
+        good = said == f"Bearer {TOKEN}"
+        if self.path.startswith("/api/version"):
+            told = json.dumps({"version": "4", "ray_version": "2.60.0", "ray_commit": "x"})
+        else:
+            told = "[]"
+        text = told if good else f"Unauthorized: {'Invalid' if said else 'Missing'} token"
+        self.send_response(200 if good else 401)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def head():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Head)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("token", "code", "says"), [(TOKEN, 0, ""), (f"{TOKEN}-old", 2, "RAY_AUTH_TOKEN")]
+)
+def test_the_token_goes_along_with_every_call(head, tmp_path, token, code, says):
+    Head.heard.clear()
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs", "jobs", "list", "--json", "--address", head],
+        env=kept | {"HOME": str(tmp_path), "RAY_AUTH_TOKEN": token},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert set(Head.heard) == {f"Bearer {token}"}
+    assert says in done.stderr
+    assert TOKEN not in done.stdout + done.stderr
