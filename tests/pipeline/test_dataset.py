@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import threading
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -312,6 +313,21 @@ class TestLoading:
         seen += [n for batch in again for n in batch["image_id"]]
         assert seen == whole
         assert (again.epoch, again.seen) == (1, 0)
+
+    def test_far_images_are_asked_for_as_many_at_once_as_there_are_threads(
+        self, tmp_path, monkeypatch
+    ):
+        rows = [street(tmp_path, "train", i) for i in range(8)]
+        made = add(Store.create(tmp_path / "s", [SPACE]), "a", to_table(rows))
+        together = threading.Barrier(4)
+
+        def far(path: str) -> bytes:
+            together.wait(30)  # BrokenBarrierError unless four are under way
+            return Path(path).read_bytes()
+
+        monkeypatch.setattr("pipeline.dataset.read_url", far)
+        loader = training(made).loader(2, threads=4)
+        assert sum(len(batch["mask"]) for batch in loader) == 8
 
     def test_another_size_of_batch_goes_on_at_the_same_row(self, store):
         whole = ids_of(training(store, seed=2))
