@@ -17,6 +17,7 @@ import pytest
 
 from jobs import VERBS, packing, ray_jobs
 from jobs.examples import EXAMPLES
+from jobs.jobs import end_job
 from jobs.packing import check_places, gpu_options, job_name, pack, parse_verb, variables
 from jobs.ray_jobs import ClusterSilent, JobRuns, NoSuchJob, ended, server_address, within
 from jobs.submit import Order, _through, free_name
@@ -336,6 +337,35 @@ def test_words_that_a_shell_would_take_for_its_own():
     words = ["store", "info", "--", "-a b\nof 'c' $(d)"]
     order = Order(parse_verb(words), (), "n")
     assert shlex.split(order.entrypoint("python", here=False))[5:] == words
+
+
+class Deaf:
+    """A cluster on which asking a job to end hangs; it ends once its supervisor is ended."""
+
+    def __init__(self) -> None:
+        self.entrypoints: list[str] = []
+
+    def details(self, name: str) -> object:
+        status = "FAILED" if self.entrypoints else "PENDING"
+        return SimpleNamespace(status=SimpleNamespace(value=status), name=name)
+
+    def stop(self, name: str) -> bool:
+        raise ClusterSilent(f"{name}: no answer in 30 s")
+
+    def python(self) -> str:
+        return "python"
+
+    def submit(self, *, entrypoint: str, submission_id: str) -> str:
+        self.entrypoints.append(entrypoint)
+        return submission_id
+
+
+def test_a_stop_that_hangs_is_followed_by_force():
+    deaf = Deaf()
+    assert end_job(deaf, "a b;c", 0) == "was PENDING, ended by force: Ray calls it FAILED"
+    (line,) = deaf.entrypoints
+    assert shlex.split(line)[-1] == "a b;c"
+    assert end_job(deaf, "a b;c", 0) == "had ended before: FAILED"
 
 
 TOKEN = "hunter2" * 8
