@@ -102,6 +102,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     env = {
         "RAY_TMPDIR": ray_files,
         "RAY_raylet_start_wait_time_s": "300",
+        # A dead node is missed after two seconds and not fifteen; a busy one has as long as ever.
+        "RAY_health_check_period_ms": "500",
+        "RAY_health_check_failure_threshold": "4",
         "PYTHONPATH": str(Path(__file__).parent / "fake_gpu"),
         "SEGMILL_CACHE": os.environ.get("SEGMILL_CACHE", ray_files),
     }
