@@ -14,9 +14,12 @@ def has_gpu() -> bool:
     return bool(torch.cuda.is_available())
 
 
-def default_gpus(address: str | None) -> float:
-    """Return the GPUs of an actor where the user names none: one where there are any."""
-    if not (address or os.environ.get("RAY_ADDRESS")):
+def default_gpus(address: str | None, runner: str) -> float:
+    """Return the GPUs of an actor where the user names none: one where there are any.
+
+    Work in this process takes this machine's, also as a job on the head of a cluster that has some.
+    """
+    if runner == "local" or not (address or os.environ.get("RAY_ADDRESS")):
         return float(has_gpu())
     import ray
 

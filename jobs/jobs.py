@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -128,12 +129,13 @@ def end_job(there: Jobs, name: str, seconds: float) -> str:
         NoSuchJob: the cluster knows none of that name.
         SegmillError: it has not ended for all that.
     """
-    from jobs.ray_jobs import ENDED
+    from jobs.ray_jobs import ENDED, ClusterSilent
 
-    status = there.details(name).status
+    status = str(there.details(name).status.value)
     if status in ENDED:
         return f"had ended before: {status}"
-    there.stop(name)
+    with suppress(ClusterSilent):  # the call alone may hang: what follows asks again
+        there.stop(name)
     status = _settled(there, name, seconds)
     if status in ENDED:
         return "stopped" if status == "STOPPED" else f"ended by itself: {status}"

@@ -295,7 +295,7 @@ def label(
         uri = uri_of([absolute(m) for m in model or [DEFAULT]])
         weights = absolute(weights) if weights else None
         factory = SegmenterFactory(uri, weights, label_space, options)
-        gpus = default_gpus(address) if gpus_per_actor is None else gpus_per_actor
+        gpus = default_gpus(address, runner) if gpus_per_actor is None else gpus_per_actor
         resources = Resources.parse(actors, gpus=gpus)
         loaded = factory.load()  # workers in this process use it too; those of Ray load their own
         check_model(loaded, options)

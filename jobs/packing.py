@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
@@ -27,10 +28,16 @@ PLACES: Final = {
     "report", "tensorboard", "metrics", "data", "config",
 }  # fmt: skip
 """Parameters that name a place whatever their value; others do where such a file is here."""
+_LEFT_OUT: Final = ("__pycache__", "*.pyc")
 _SECRET: Final = re.compile(
     r"(^|_)(SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIALS?)(_|$)|(ACCESS|API|ACCOUNT|PRIVATE)_?KEY(_|$)"
 )
 _LOGIN: Final = re.compile(r"\w+://[^/\s@]*:[^/\s@]+@")
+_SIGNED: Final = re.compile(
+    r"://\S*[?&](sig|signature|x-amz-\w[\w-]*|x-goog-\w[\w-]*|(\w*_)?(token|secret|password|key))=",
+    re.IGNORECASE,
+)
+"""A URL that is a right by itself: presigned, or with a token of shared access."""
 _SCHEME: Final = re.compile(r"^[a-z][a-z0-9+.-]*:")
 
 
@@ -91,9 +98,9 @@ def _places(params: dict[str, Any]) -> Iterator[str]:
 
 
 def _no_logins(words: Sequence[str]) -> None:
-    """Raise UsageError for a URL with a password: Ray shows a job's command to everybody."""
+    """Raise UsageError for a URL with a password or a signature: Ray shows a job's command."""
     for word in words:
-        if _LOGIN.search(word):
+        if _LOGIN.search(word) or _SIGNED.search(word):
             raise UsageError(
                 "a URL holds a login, and Ray shows a job's command line to all who see the "
                 "cluster; give the nodes the rights (an instance profile, their environment)"
@@ -144,7 +151,7 @@ def variables(pairs: Sequence[str]) -> dict[str, str]:
         if not equals and key not in os.environ:
             raise UsageError(f"--env {key}: not set here, and no value given")
         found[key] = value if equals else os.environ[key]
-        if _LOGIN.search(found[key]):
+        if _LOGIN.search(found[key]) or _SIGNED.search(found[key]):
             raise UsageError(f"--env {key}: its value holds a login, which Ray would show")
     return found
 
@@ -221,9 +228,10 @@ def pack(folder: Path, included: Sequence[str]) -> int:
         UsageError: a file to send lies outside the working directory, or all is too large.
     """
     targets = {path: _inside(path) for path in included}
-    ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
-    for name in PACKAGES:
-        (source,) = import_module(name).__path__
+    code = {name: import_module(name).__path__[0] for name in PACKAGES}
+    total = _check_size([*code.values(), *targets])
+    ignore = shutil.ignore_patterns(*_LEFT_OUT)
+    for name, source in code.items():
         shutil.copytree(source, folder / name, ignore=ignore)
     for path, target in targets.items():
         (folder / target).parent.mkdir(parents=True, exist_ok=True)
@@ -231,15 +239,44 @@ def pack(folder: Path, included: Sequence[str]) -> int:
             shutil.copytree(path, folder / target, ignore=ignore, dirs_exist_ok=True)
         else:
             shutil.copyfile(path, folder / target)
-    sizes = {p: p.stat().st_size for p in folder.rglob("*") if p.is_file()}
-    total = sum(sizes.values())
-    if total > LARGEST_BYTES:
-        largest = max(sizes, key=lambda p: sizes[p])
-        raise UsageError(
-            f"{total >> 20} MiB to send, Ray takes {LARGEST_BYTES >> 20}; the largest is "
-            f"{largest.relative_to(folder)}: put it into the bucket and name its URL"
-        )
     return total
+
+
+def _check_size(paths: Sequence[str]) -> int:
+    """Return the bytes of files and folders, before any is copied: data may lie in them.
+
+    Raises:
+        UsageError: they are more than Ray takes, or no plain files.
+    """
+    total, largest, biggest = 0, 0, ""
+    for path in _files(paths):
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise UsageError(f"{path}: not a file that can be sent; leave it out")
+        total += found.st_size
+        if found.st_size > largest:
+            largest, biggest = found.st_size, path
+        if total > LARGEST_BYTES:
+            raise UsageError(
+                f"more than {LARGEST_BYTES >> 20} MiB to send, which is what Ray takes; the "
+                f"largest so far is {biggest} ({largest >> 20} MiB): put it into the bucket and "
+                "name its URL"
+            )
+    return total
+
+
+def _files(paths: Sequence[str]) -> Iterator[str]:
+    """Yield files, and those in folders, as they are copied."""
+    for path in paths:
+        if not os.path.isdir(path):
+            yield path
+            continue
+        for root, folders, names in os.walk(path):
+            folders[:] = [name for name in folders if name != "__pycache__"]
+            links = [name for name in folders if os.path.islink(os.path.join(root, name))]
+            if links:  # they may lead round in circles
+                raise UsageError(f"{root}/{links[0]}: a link to a folder; send the folder itself")
+            yield from (os.path.join(root, n) for n in names if not n.endswith(".pyc"))
 
 
 def _inside(path: str) -> str:

@@ -158,7 +158,7 @@ class _Work:
         from jobs.gpus import default_gpus
         from pipeline.runner import Resources, choose
 
-        gpus = default_gpus(self._address) if seconds == SECONDS_AN_IMAGE else 0.0
+        gpus = default_gpus(self._address, self._runner) if seconds == SECONDS_AN_IMAGE else 0.0
         resources = Resources.parse(None, gpus=gpus)
         return choose(
             self._runner, seconds=count * seconds, resources=resources, address=self._address

@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import queue
+import re
 import shlex
 import sys
 import threading
@@ -35,6 +36,8 @@ _POLL_SECONDS: Final = 1.0
 _LAST_LINES_SECONDS: Final = 15.0
 _NO_BRAKES: Final = 128
 STOPPED: Final = 130
+_GATEWAY: Final = re.compile(r"status code 50[234]\b")
+"""What stands before a head answers so while it is away."""
 ENDED: Final = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 
 
@@ -172,7 +175,10 @@ class Jobs:
                     f"{self.address}: the head starts no jobs; its agent is not up yet, or has no "
                     "port (dashboard_agent.log on the head)"
                 ) from None
-            raise SegmillError(f"{self.address}: {_last_line(text)}") from None
+            silent = _GATEWAY.search(text) is not None
+            raise (ClusterSilent if silent else SegmillError)(
+                f"{self.address}: {_last_line(text)}"
+            ) from None
 
     def submit(self, **how: Any) -> str:
         """Submit a job and return its name; JobRuns where the name is taken."""

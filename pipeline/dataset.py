@@ -36,7 +36,7 @@ from pipeline.record import COLUMNS
 from pipeline.samples import one_ahead
 from pipeline.store import Store
 from pipeline.training.augment import resized
-from pipeline.training.data import Channels, check_size, in_order, row_of
+from pipeline.training.data import Channels, check_size, computed_ahead, row_of
 from pipeline.training.example import Example
 from pipeline.training.loader import Piece, StoreLoader
 from pipeline.training.order import WINDOW_BYTES, Draw, parts_of, windows
@@ -208,6 +208,11 @@ class StoreDataset(IterableDataset[Any]):
         LOG.warning("left out: %s", error)
         failures.setdefault(str(getattr(error, "path", error)), str(error))
 
+    def nothing_readable(self, failures: dict[str, str]) -> StoreError:
+        """Return the error of a share in which no row at all could be read."""
+        first = next(iter(failures.values()), "")
+        return StoreError(f"{self.store.url}: no row of this rank's can be read (first: {first})")
+
     def pieces(self, start: int = 0, batch: int = 1, threads: int = 1) -> Iterator[Piece]:
         """Yield batches of this rank's samples from a position on, in a worker every W-th batch.
 
@@ -222,7 +227,7 @@ class StoreDataset(IterableDataset[Any]):
         def work(row: tuple[int, Values], _: int) -> Any:
             return self.sample(row[1])
 
-        for (number, _), future in in_order(rows, work, threads, ahead=threads + batch - 1):
+        for (number, _), future in computed_ahead(rows, work, threads, ahead=threads + batch - 1):
             if held and held[0][0] != number:
                 yield Piece.of([result for _, result in held])
                 held = []

@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     on_ray = {item.path for item in items if "ray_session" in getattr(item, "fixturenames", ())}
 
     def turn(item: pytest.Item) -> int:
-        whole = item.path.parent.name in {"jobs", "faults"}
+        whole = item.path.parent.name in {"jobs", "faults", "cluster"}
         return 0 if item.path in on_ray else 1 if whole else 2 if item.path.stem in LONG else 3
 
     for item in items:

@@ -31,7 +31,7 @@ class Hooks:
     """What a night tells whoever runs it."""
 
     say: Callable[[str], None] = lambda text: None
-    gpus: Callable[[str | None], float] = lambda address: 0.0
+    gpus: Callable[[str | None, str], float] = lambda address, runner: 0.0
     """GPUs of an actor where the configuration names none, given the cluster's address."""
     watch: Callable[[str, RunReport], None] = lambda step, report: None
     listed: Callable[[str, int, int], None] = lambda step, listed, todo: None
@@ -135,8 +135,9 @@ class Work:
     @cached_property
     def gpus(self) -> float:
         """GPUs of an actor."""
-        asked = self.config.label.gpus_per_actor
-        return self.hooks.gpus(self.config.label.address) if asked is None else asked
+        asked = self.config.label
+        given = asked.gpus_per_actor
+        return self.hooks.gpus(asked.address, asked.runner) if given is None else given
 
     def runner(self, images: int, seconds: float = SECONDS_AN_IMAGE) -> Runner:
         """Return where work on so many images runs; what takes no model takes no GPU."""

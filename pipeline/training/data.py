@@ -255,7 +255,7 @@ class Reader:
 
         Rows whose work raises InputError or OSError are left out and noted in `failures`.
         """
-        with closing(in_order(rows, work, threads, ahead)) as results:
+        with closing(computed_ahead(rows, work, threads, ahead)) as results:
             for row, result in results:
                 yield from self._good(row, result)
 
@@ -286,7 +286,7 @@ def check_size(row: Row, image: NDArray[Any], ids: NDArray[Any]) -> None:
         )
 
 
-def in_order(
+def computed_ahead(
     items: Iterable[T], work: Callable[[T, int], Any], threads: int, ahead: int
 ) -> Generator[tuple[T, Future[Any]]]:
     """Yield each item with its work(item, position), in order, at most `ahead` of them waiting."""

@@ -7,6 +7,7 @@ from is counted here, where the batches arrive.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -29,6 +30,9 @@ class StoreLoader:
     A batch is what torch's `default_collate` makes of the samples; columns that are neither arrays
     nor numbers come as lists. `workers` are processes, `threads` decode in each of them. `context`
     is how processes start; stores in buckets take "spawn", as their clients survive no fork.
+
+    Where ranks see the same number of rows (`even`) they get the same number of batches, too: one
+    of which no row can be read is replaced by the one before it, or after it at the beginning.
 
     `epoch` is the epoch that comes next, or that the loop is in; `seen` is how many of this rank's
     rows the loop has been given of it. A loop that is left in the middle goes on there with the
@@ -68,12 +72,19 @@ class StoreLoader:
             pin_memory=self.pin_memory,
             multiprocessing_context=self.context if self.workers else None,
         )
+        even = self.dataset.draw.even
+        last, owed = None, 0
         for piece in ready:
             self.seen += piece.rows
             for error in piece.failures:
                 self.dataset.noted(error, self.failures)
-            if piece.batch is not None:
-                yield piece.batch
+            last = last if piece.batch is None else piece.batch
+            owed = owed + 1 if even else int(piece.batch is not None)
+            if last is not None:
+                yield from repeat(last, owed)
+                owed = 0
+        if owed and even:
+            raise self.dataset.nothing_readable(self.failures)
         self.set_epoch(self.epoch + 1)
 
     def set_epoch(self, epoch: int) -> None:

@@ -135,15 +135,29 @@ def _selected(
             if masked:  # a row without a mask has no counts of classes
                 keep &= batch["classes.id"].is_valid().to_numpy(zero_copy_only=False)
             if asked is not None:
-                keep &= np.isin(row_keys(batch), asked)
+                keep &= _among(row_keys(batch), asked)
             kept.append(keep)
         yield by_path[path], np.flatnonzero(np.concatenate(kept)).astype(np.int32)
 
 
 def _keys(store: Store, where: pc.Expression | str) -> NDArray[np.uint64]:
-    """Return the keys of the rows that meet a condition; the engine tells no row numbers."""
+    """Return the keys of the rows that meet a condition, sorted; the engine tells no row numbers.
+
+    Eight bytes a row, while the rows are chosen.
+    """
     found = [row_keys(batch) for batch in store.scan(list(KEY_COLUMNS), where, _SCAN_ROWS)]
-    return np.concatenate([np.empty(0, np.uint64), *found])
+    keys = np.concatenate([np.empty(0, np.uint64), *found])
+    keys.sort()
+    return keys
+
+
+def _among(keys: NDArray[np.uint64], known: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Tell which keys are among sorted ones; NumPy's own `isin` sorts these again each time."""
+    if not len(known):
+        return np.zeros(len(keys), np.bool_)
+    places = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+    found: NDArray[np.bool_] = known[places] == keys
+    return found
 
 
 def windows(parts: Sequence[Part], draw: Draw, most: int) -> Iterator[Window]:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.cluster.nodes import SAYS
+from tests.cluster.nodes import KINDS, SAYS
 from tests.faults.stage import ROOT, Stage
+from tests.refresh.palette_model import GOOD
+from tests.refresh.world import World
 from tests.samples import write_scenes
 from tests.streets import make_streets
 
@@ -39,6 +41,8 @@ class Cluster:
         self._process = stage.spawn("-m", "tests.cluster.nodes", stdin=subprocess.PIPE, stderr=log)
         self.address, _, *grown = self._said().split()
         self.nodes = dict(pair.split("=") for pair in grown)
+        self.ever = {kind: {self.nodes[kind]} for kind in KINDS}
+        """All nodes of a kind that there have been."""
 
     def _said(self) -> str:
         assert self._process.stdout is not None
@@ -55,7 +59,19 @@ class Cluster:
         answer = self._said()
         if step == "grow":
             self.nodes[kind] = answer
+            self.ever[kind].add(answer)
         return answer
+
+    def spawn(self, *words: object) -> subprocess.Popen[str]:
+        """Begin a Python of the user's, in the checkout."""
+        return subprocess.Popen(
+            [sys.executable, *map(str, words)],
+            cwd=ROOT,
+            env=self.stage.environment() | {"SEGMILL_TEST_DIR": f"{self.stage.place}/clients"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def begin(self, *words: object) -> subprocess.Popen[str]:
         """Begin `segmill VERB ...` against this cluster."""
@@ -66,14 +82,7 @@ class Cluster:
         else:
             along = [word for path in TAKEN_ALONG for word in ("--include", path)]
             command = ("submit", *where, "--json", *along, *map(str, words))
-        return subprocess.Popen(
-            [sys.executable, "-m", "jobs", *command],
-            cwd=ROOT,
-            env=self.stage.environment() | {"SEGMILL_TEST_DIR": f"{self.stage.place}/clients"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        return self.spawn("-m", "jobs", *command)
 
     def end(self, process: subprocess.Popen[str], code: int = 0) -> dict[str, Any]:
         """Wait for its end; return the JSON summary."""
@@ -93,6 +102,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     env = {
         "RAY_TMPDIR": ray_files,
         "RAY_raylet_start_wait_time_s": "300",
+        # A dead node is missed after two seconds and not fifteen; a busy one has as long as ever.
+        "RAY_health_check_period_ms": "500",
+        "RAY_health_check_failure_threshold": "4",
         "PYTHONPATH": str(Path(__file__).parent / "fake_gpu"),
         "SEGMILL_CACHE": os.environ.get("SEGMILL_CACHE", ray_files),
     }
@@ -100,8 +112,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     write_scenes(stage.images, IMAGES, height=48, width=80)
     make_streets(stage.place / "streets")
     (stage.place / "tiny.yaml").write_text(json.dumps(TINY))
-    made = Cluster(stage)
-    yield made
-    made.close()
-    stage.sweep()
-    shutil.rmtree(ray_files, ignore_errors=True)
+    world = World(stage.place / "nightly", GOOD)
+    world.arrive(0, 4)
+    world.file()
+    try:
+        made = Cluster(stage)
+        yield made
+        made.close()
+    finally:
+        stage.sweep()
+        shutil.rmtree(ray_files, ignore_errors=True)

@@ -69,6 +69,17 @@ def test_ray_refuses_a_broken_file(name, broken):
         launch_check(config)
 
 
+def test_a_user_is_told_where_to_choose_and_machines_are_tagged():
+    for name in (*LAUNCHER, *(f"docs/cluster/kuberay/{name}.yaml" for name in KUBERAY)):
+        assert "CHOOSE" in (ROOT / name).read_text(), name
+    nodes = read("ray_cluster.yaml")["available_node_types"]
+    for kind in nodes.values():
+        (tags,) = kind["node_config"]["TagSpecifications"]
+        assert {"Key": "project", "Value": "segmill"} in tags["Tags"]
+    assert {"CPU", "GPU"} == set(nodes["head"]["resources"])
+    assert not any(nodes["head"]["resources"].values())
+
+
 def test_ssh_is_open_to_nobody_in_particular():
     rules = read("ray_cluster.yaml")["provider"]["security_group"]["IpPermissions"]
     ranges = [r["CidrIp"] for rule in rules for r in rule["IpRanges"]]
@@ -108,6 +119,8 @@ def test_one_cluster_in_all_of_kuberay():
     standing = read("docs/cluster/kuberay/raycluster.yaml")["spec"]
     assert read("docs/cluster/kuberay/rayjob.yaml")["spec"]["rayClusterSpec"] == standing
     assert standing["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    assert standing["headGroupSpec"]["serviceType"] == "ClusterIP"
+    assert standing["authOptions"] == {"mode": "token"}
     gpus = [
         group["template"]["spec"]["containers"][0]["resources"]["limits"].get("nvidia.com/gpu")
         for group in standing["workerGroupSpecs"]

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import http.server
+import json
 import os
+import shlex
+import subprocess
+import sys
+import threading
 import time
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
-from jobs import packing, ray_jobs
+from jobs import VERBS, packing, ray_jobs
+from jobs.examples import EXAMPLES
+from jobs.jobs import end_job
 from jobs.packing import check_places, gpu_options, job_name, pack, parse_verb, variables
-from jobs.ray_jobs import ClusterSilent, JobRuns, ended, server_address, within
-from jobs.submit import Order, free_name
-from pipeline.errors import UsageError
+from jobs.ray_jobs import ClusterSilent, JobRuns, NoSuchJob, ended, server_address, within
+from jobs.submit import Order, _through, free_name
+from pipeline.errors import SegmillError, UsageError
 from tests.jobs.calls import call
 
 LABEL = ("label", "images", "s3://labels/night", "--model", "zoo:enet")
@@ -60,6 +69,85 @@ def test_secrets_stay_at_home():
     with pytest.raises(UsageError, match="holds a login") as refused:
         parse_verb(["store", "info", "s3://me:hunter2@bucket/x"])
     assert "hunter2" not in str(refused.value)
+    for signed in (
+        "https://a.blob.core.windows.net/c/x.tar?sp=r&sig=hunter2",
+        "https://b.s3.amazonaws.com/x.tar?X-Amz-Credential=a&X-Amz-Signature=hunter2",
+        "https://host/x.tar?access_token=hunter2",
+    ):
+        with pytest.raises(UsageError, match="holds a login") as refused:
+            parse_verb(["label", signed, "s3://labels/x"])
+        assert "hunter2" not in str(refused.value)
+        with pytest.raises(UsageError, match="holds a login"):
+            variables([f"WHERE={signed}"])
+    parse_verb(["label", "s3://b/x", "s3://b/y", "--model", "run:s3://b/m?classes=3&seed=1"])
+
+
+class Silent:
+    """A cluster whose head answers with an error, or not at all, once a job is there."""
+
+    address = "http://far:8265"
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.submitted: list[str] = []
+
+    def here(self) -> bool:
+        return False
+
+    def python(self) -> str:
+        return "python"
+
+    def all(self) -> list[object]:
+        return []
+
+    def submit(self, **how: object) -> str:
+        assert "hunter2" not in str(how)
+        self.submitted.append(str(how["submission_id"]))
+        return self.submitted[-1]
+
+    def follow(self, name: str, patience: float, echo: object) -> object:
+        if isinstance(self.error, ClusterSilent):
+            raise self.error
+        return SimpleNamespace(code=1, says="forgotten", again=True, summary=None)
+
+
+def test_a_head_that_is_gone_is_said_and_what_to_do():
+    cluster = Silent(ClusterSilent("http://far:8265: no answer in 30 s;"))
+    order = Order(parse_verb(["store", "info", "s3://b/x"]), (), "night", installed="any")
+    with pytest.raises(SegmillError, match=r"night may go on there.*the same command on another"):
+        _through(order, cluster, 0, as_json=False)
+    assert cluster.submitted == ["night"]
+
+
+def test_a_cluster_that_forgot_the_job_gets_it_again(monkeypatch):
+    cluster = Silent(ValueError())
+    monkeypatch.setattr("jobs.submit.time.sleep", lambda _: None)
+    monkeypatch.setattr(ray_jobs, "reconnected", lambda *_: cluster)
+    order = Order(parse_verb(["store", "info", "s3://b/x"]), (), "night", installed="any")
+    assert _through(order, cluster, 2, as_json=False).code == 1
+    assert cluster.submitted == ["night"] * 3
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("Request failed with status code 503: upstream connect error", ClusterSilent),
+        ("Request failed with status code 404: Job a does not exist", NoSuchJob),
+        ("Request failed with status code 400: already exists", JobRuns),
+        ("Ray version mismatch: 2.9 on the cluster", SegmillError),
+    ],
+)
+def test_what_a_cluster_answers_is_told_apart(said, kind):
+    """A gateway that says 503 while a head begins anew must not end the waiting."""
+    jobs = ray_jobs.Jobs.__new__(ray_jobs.Jobs)
+    jobs.address = "http://far:8265"
+
+    def answer() -> None:
+        raise RuntimeError(said)
+
+    with pytest.raises(SegmillError) as raised:
+        jobs._call(answer)
+    assert type(raised.value) is kind
 
 
 def test_paths_that_the_cluster_can_not_see(tmp_path, monkeypatch):
@@ -127,6 +215,26 @@ def test_the_code_goes_along_and_nothing_else(tmp_path, monkeypatch):
         pack(tmp_path / "large", [])
 
 
+def test_a_folder_of_data_is_refused_before_a_byte_of_it_is_copied(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "more").mkdir(parents=True)
+    with (tmp_path / "data" / "more" / "images.tar").open("wb") as file:
+        file.truncate(2 << 30)  # a hole: takes no place
+    with pytest.raises(UsageError, match=r"more than 100 MiB.*images\.tar \(2048 MiB\)"):
+        pack(tmp_path / "sent", ["data"])
+    assert not (tmp_path / "sent").exists()
+    (tmp_path / "round").mkdir()
+    (tmp_path / "round" / "again").symlink_to(tmp_path / "round")
+    with pytest.raises(UsageError, match="link to a folder"):
+        pack(tmp_path / "sent", ["round"])
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="not a file"):
+        pack(tmp_path / "sent", ["pipe"])
+    (tmp_path / "gone").symlink_to(tmp_path / "nothing")
+    with pytest.raises(UsageError, match="no such"):
+        pack(tmp_path / "sent", ["gone"])
+
+
 def test_the_same_command_has_the_same_name_and_runs_once():
     parsed = parse_verb(LABEL)
     assert job_name(parsed) == job_name(parse_verb(LABEL))
@@ -154,8 +262,6 @@ def test_the_entry_point_holds_odd_arguments_together():
     assert order.entrypoint("python", here=True).startswith(f"cd {os.getcwd()} && exec")
     pinned = Order(parse_verb(["doctor"]), (), "n", installed="1.2'3")
     assert "exit 2" in pinned.entrypoint("python", here=False)
-    import subprocess
-
     done = subprocess.run(["sh", "-c", pinned.entrypoint("false", here=False)], capture_output=True)
     assert done.returncode == 2
 
@@ -206,3 +312,110 @@ def test_a_token_is_sent_where_there_is_one(monkeypatch, tmp_path):
     assert ray_jobs.set_authentication() == "token"
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     assert ray_jobs.set_authentication() == "disabled"
+
+
+def test_work_in_the_drivers_process_takes_no_gpu_of_the_cluster(monkeypatch):
+    """The head, where a job's driver runs, has none: `--runner local` would ask for one there."""
+    from jobs import gpus
+
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # as Ray sets it for a job
+    monkeypatch.setattr(gpus, "has_gpu", lambda: False)
+    assert gpus.default_gpus(None, "local") == 0
+
+
+@pytest.mark.parametrize("verb", sorted(set(VERBS) - packing.HERE_ONLY))
+def test_every_example_of_a_verb_can_be_submitted(verb):
+    """What a shell makes of the entry point are the user's own words."""
+    for example in EXAMPLES[verb]:
+        _, *words = shlex.split(example.replace("\\\n", " "))
+        order = Order(parse_verb(words), (), "n")
+        line = shlex.split(order.entrypoint("python", here=False))
+        assert line == ["exec", "python", "-P", "-m", "jobs", *words]
+
+
+def test_words_that_a_shell_would_take_for_its_own():
+    words = ["store", "info", "--", "-a b\nof 'c' $(d)"]
+    order = Order(parse_verb(words), (), "n")
+    assert shlex.split(order.entrypoint("python", here=False))[5:] == words
+
+
+class Deaf:
+    """A cluster on which asking a job to end hangs; it ends once its supervisor is ended."""
+
+    def __init__(self) -> None:
+        self.entrypoints: list[str] = []
+
+    def details(self, name: str) -> object:
+        status = "FAILED" if self.entrypoints else "PENDING"
+        return SimpleNamespace(status=SimpleNamespace(value=status), name=name)
+
+    def stop(self, name: str) -> bool:
+        raise ClusterSilent(f"{name}: no answer in 30 s")
+
+    def python(self) -> str:
+        return "python"
+
+    def submit(self, *, entrypoint: str, submission_id: str) -> str:
+        self.entrypoints.append(entrypoint)
+        return submission_id
+
+
+def test_a_stop_that_hangs_is_followed_by_force():
+    deaf = Deaf()
+    assert end_job(deaf, "a b;c", 0) == "was PENDING, ended by force: Ray calls it FAILED"
+    (line,) = deaf.entrypoints
+    assert shlex.split(line)[-1] == "a b;c"
+    assert end_job(deaf, "a b;c", 0) == "had ended before: FAILED"
+
+
+TOKEN = "hunter2" * 8
+
+
+class Head(http.server.BaseHTTPRequestHandler):
+    """A job server that knows no job; it refuses whoever does not send the token."""
+
+    heard: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        said = self.headers.get("Authorization", "")
+        self.heard.append(said)
+        good = said == f"Bearer {TOKEN}"
+        if self.path.startswith("/api/version"):
+            told = json.dumps({"version": "4", "ray_version": "2.60.0", "ray_commit": "x"})
+        else:
+            told = "[]"
+        text = told if good else f"Unauthorized: {'Invalid' if said else 'Missing'} token"
+        self.send_response(200 if good else 401)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def head():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Head)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("token", "code", "says"), [(TOKEN, 0, ""), (f"{TOKEN}-old", 2, "RAY_AUTH_TOKEN")]
+)
+def test_the_token_goes_along_with_every_call(head, tmp_path, token, code, says):
+    Head.heard.clear()
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs", "jobs", "list", "--json", "--address", head],
+        env=kept | {"HOME": str(tmp_path), "RAY_AUTH_TOKEN": token},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert set(Head.heard) == {f"Bearer {token}"}
+    assert says in done.stderr
+    assert TOKEN not in done.stdout + done.stderr

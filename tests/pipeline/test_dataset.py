@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import threading
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +27,7 @@ from pipeline.record import ClassPixels, File, to_table
 from pipeline.store import Store
 from pipeline.tables.fragment import Fragment, write_fragment
 from pipeline.training.data import Channels, Reader
-from pipeline.training.order import Draw, Part, windows
+from pipeline.training.order import Draw, Part, _among, windows
 from tests.streets import SIZE, SPACE, street
 
 ROWS = 23
@@ -313,6 +314,21 @@ class TestLoading:
         assert seen == whole
         assert (again.epoch, again.seen) == (1, 0)
 
+    def test_far_images_are_asked_for_as_many_at_once_as_there_are_threads(
+        self, tmp_path, monkeypatch
+    ):
+        rows = [street(tmp_path, "train", i) for i in range(8)]
+        made = add(Store.create(tmp_path / "s", [SPACE]), "a", to_table(rows))
+        together = threading.Barrier(4)
+
+        def far(path: str) -> bytes:
+            together.wait(30)  # BrokenBarrierError unless four are under way
+            return Path(path).read_bytes()
+
+        monkeypatch.setattr("pipeline.dataset.read_url", far)
+        loader = training(made).loader(2, threads=4)
+        assert sum(len(batch["mask"]) for batch in loader) == 8
+
     def test_another_size_of_batch_goes_on_at_the_same_row(self, store):
         whole = ids_of(training(store, seed=2))
         again = training(store, seed=2).loader(5)
@@ -372,8 +388,43 @@ class TestBadRows:
         assert sorted(seen) == ["train-000", "train-002", "train-003", "train-005"]
         assert any("absent.png" in why for why in loader.failures.values())
 
+    @pytest.mark.parametrize("bad", [(), (0,), (0, 1, 2, 3), (5,), (3, 4, 5)])
+    def test_even_ranks_get_as_many_batches_whatever_is_broken(self, tmp_path, bad):
+        """A rank that had fewer would leave the others waiting in DistributedDataParallel."""
+        rows = [street(tmp_path, "train", i, embed=True) for i in range(12)]
+        for at in bad:
+            rows[at] = replace(rows[at], image=File(rows[at].image.path, b"no image"))
+        made = add(Store.create(tmp_path / "s", [SPACE]), "a", to_table(rows))
+        options = {"even": True, "on_error": "skip", "shuffle": False, "world": 2}
+        batches, failed = [], 0
+        for rank in range(2):
+            loader = training(made, rank=rank, **options).loader(2, drop_last=True)
+            batches.append(list(loader))
+            failed += len(loader.failures)
+            assert (loader.epoch, loader.seen) == (1, 0)
+        assert [len(b) for b in batches] == [3, 3]
+        assert failed == len(bad)
+        seen = {name for b in batches for batch in b for name in batch["image_id"]}
+        assert len(seen) == 12 - len(bad)
+
+    def test_a_rank_that_can_read_nothing_says_so(self, tmp_path):
+        row = street(tmp_path, "train", 0)
+        row = replace(row, image=File(row.image.path, b"no image"))
+        made = add(Store.create(tmp_path / "s", [SPACE]), "a", to_table([row]))
+        with pytest.raises(StoreError, match=r"no row of this rank's can be read.*train-000"):
+            list(training(made, even=True, on_error="skip").loader(1))
+        assert list(training(made, on_error="skip").loader(1)) == []
+
 
 class TestOpening:
+    def test_many_rows_are_looked_up_as_a_set_would(self):
+        rng = np.random.default_rng(1)
+        known = np.sort(rng.integers(0, 2**64 - 1, 500, np.uint64))
+        asked = np.concatenate([known[::7], rng.integers(0, 2**64 - 1, 500, np.uint64)])
+        there = set(known.tolist())
+        assert _among(asked, known).tolist() == [k in there for k in asked.tolist()]
+        assert not _among(asked, known[:0]).any()
+
     def test_a_version_stays_pinned_while_others_commit(self, tmp_path):
         made = Store.create(tmp_path / "s", [SPACE])
         made = add(made, "a", to_table([street(tmp_path, "train", i) for i in range(3)]))
