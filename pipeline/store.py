@@ -243,6 +243,14 @@ class Store:
         found = scan_by_fragment(self.url, self._options, there, columns, batch_rows)
         return guarded(self.url, found)
 
+    def needed(self, names: Sequence[str]) -> Sequence[str]:
+        """Return the columns to read of a file for those that are asked for; see `shown`."""
+        return names
+
+    def shown(self, batch: pa.RecordBatch, names: Sequence[str]) -> pa.RecordBatch:
+        """Return the columns asked for, made of those that `needed` told to read."""
+        return batch
+
     def open_fragment(self, fragment: Fragment) -> NativeFile:
         """Open one of the snapshot's files for Arrow's readers.
 

@@ -68,13 +68,20 @@ class ViewedStore(Store):
         if isinstance(columns, dict) or not _SHOWN & set(names):
             yield from super().scan(columns, where, batch_rows)
             return
-        more = [n for n in _NEEDED if n not in names]
-        for batch in super().scan([*names, *more], where, min(batch_rows, 256)):
-            yield self._shown(batch, names)
+        for batch in super().scan(self.needed(names), where, min(batch_rows, 256)):
+            yield self.shown(batch, names)
 
-    def _shown(self, batch: pa.RecordBatch, names: Sequence[str]) -> pa.RecordBatch:
+    def needed(self, names: Sequence[str]) -> Sequence[str]:
+        """Return the columns asked for and those that a view is made of."""
+        more = [n for n in _NEEDED if n not in names] if _SHOWN & set(names) else []
+        return [*names, *more]
+
+    def shown(self, batch: pa.RecordBatch, names: Sequence[str]) -> pa.RecordBatch:
+        """Return the columns asked for as the view shows them."""
         import pyarrow as pa
 
+        if not _SHOWN & set(names):
+            return batch
         needed = zip(*(batch[n].to_pylist() for n in _NEEDED), strict=True)
         shown = [self._row(*row, counted="classes" in names) for row in needed]
         arrays = []

@@ -42,7 +42,7 @@ class RowGroups:
         return RowGroups, (self.store,)
 
     def rows(self, ids: Sequence[str], names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Yield columns of the rows with one of these ids (sorted), fragment by fragment.
+        """Yield columns of the rows with one of these ids (sorted), as the store shows them.
 
         A column may be a field of one (`image.path`).
 
@@ -50,12 +50,13 @@ class RowGroups:
             StoreError: a file of the snapshot is gone.
         """
         wanted = pa.array(ids, pa.string())
+        read = tuple(self.store.needed(names))
         for fragment in self.store.fragments():
             if fragment.min_id <= ids[-1] and ids[0] <= (fragment.max_id or ids[0]):
                 for number in self._numbers(fragment, ids[0], ids[-1]):
-                    table = self._table(fragment, number, tuple(names))
+                    table = self._table(fragment, number, read)
                     found = table.filter(pc.is_in(table[_ID].cast(pa.string()), wanted))
-                    yield from found.to_batches()
+                    yield from (self.store.shown(b, names) for b in found.to_batches())
 
     def _numbers(self, fragment: Fragment, low: str, high: str) -> list[int]:
         """Return which row groups of a fragment may hold ids between two."""

@@ -54,9 +54,10 @@ def present(url: str) -> Iterator[None]:
 
 def _gone(url: str, said: str) -> StoreError:
     return StoreError(
-        f"{url}: a file of this version is gone; a vacuum removed it meanwhile. Run this again on "
-        f"the newest version, and tag versions that jobs read for long: vacuum keeps those "
-        f"({' '.join(said.split())[:_TOLD]})"
+        f"{url}: a file of this version is gone. Where a vacuum removed it meanwhile, run this "
+        f"again on the newest version, and tag versions that jobs read for long: vacuum keeps "
+        f"those. Where it was lost, put it back or go back to a version that lacks it (`segmill "
+        f"store history`, `store restore`) ({' '.join(said.split())[:_TOLD]})"
     )
 
 

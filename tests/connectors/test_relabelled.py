@@ -84,7 +84,10 @@ def test_files_say_what_the_records_say(name: str, tmp_path: Path) -> None:
         other = found[record.split, record.image_id]
         assert not other.relabelled
         if (ids := ids_of(record)) is not None:
-            np.testing.assert_array_equal(ids_of(other), ids)
+            read = ids_of(other)
+            if read is None:  # a file of objects says nothing where none is left
+                read = np.full_like(ids, space.ignore_index)
+            np.testing.assert_array_equal(read, ids)
         allowed = {i.category for i in record.instances or ()} | {
             c.id for c in record.classes or ()
         }

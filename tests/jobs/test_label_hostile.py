@@ -96,7 +96,9 @@ def test_a_store_without_a_file_of_its_rows_says_which_store(scenes, tmp_path, c
     (rows,) = (store / "data").rglob("*.parquet")
     rows.unlink() if gone else os.truncate(rows, 100)
     _, err = label(capsys, scenes[0], store, code=1)
-    assert f"{store}: a file of its rows is missing or damaged" in err
+    told = "a file of this version is gone" if gone else "a file of its rows is missing or damaged"
+    assert f"{store}: {told}" in err
+    assert "`segmill store history`, `store restore`" in err
 
 
 @pytest.mark.parametrize("seconds", ["x", "99999999999999"])

@@ -89,7 +89,7 @@ def test_label_maps_have_the_images_size(name):
 def test_a_network_with_depth_is_not_given_plain_images():
     model = load_model("zoo:enet?classes=3")
     model.module.in_channels = 4
-    with pytest.raises(UsageError, match="colours and depth"):
+    with pytest.raises(UsageError, match="takes 4 channels; images to label have 3, and depth"):
         Predictor(model, torch.device("cpu"), LabelOptions())
 
 
