@@ -50,6 +50,7 @@ _OPTIONAL: Final = {
     "crf": "label --refine densecrf",
     "lite0": "the weights of EfficientNet-Lite0",
     "readers": "stores in DuckDB, Polars, pandas and Hugging Face's datasets",
+    "docs": "the documentation's site",
     "dev": "tests and linters",
 }
 _IMPORTED: Final = (
