@@ -3,24 +3,27 @@
     segmill demo                          on generated street scenes
     segmill demo --data path/to/CamVid    on CamVid in SegNet's layout
 
-Each step is a command of segmill, printed before it runs, so that it can be copied. Two cores:
-about two minutes, of which one is training.
+Each step is a command of segmill, printed before it runs, so that it can be copied. The last three
+are nights of `segmill refresh` on a bucket in which images arrive; on the third the gate rejects a
+network that learned nothing. Two cores: about three minutes, of which one is training.
 """
 
 from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from jobs.console import DebugOption, JsonOption, Summary, command, note
+from jobs.console import EXIT_GATE, DebugOption, JsonOption, Summary, command, note
 from pipeline.errors import LayoutError, SegmillError
 
 if TYPE_CHECKING:
@@ -30,6 +33,8 @@ APP = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 _SHARES: Final = (0.7, 0.1, 0.2)
 _HEIGHT, _WIDTH = 240, 320
+_ARRIVING: Final = (20, 10, 5)
+"""Images that come into the bucket before each night."""
 _DEPTH: Final = 3
 """How far below --data the dataset is looked for."""
 
@@ -49,16 +54,31 @@ class _Tour:
         self.commands.append(line)
         note(f"\n[{len(self.commands)}] {title}\n    $ {line}")
 
-    def run(self, title: str, verb: str, *arguments: str) -> dict[str, Any]:
-        """Run one verb as the user would, and return its JSON summary."""
+    def run(
+        self, title: str, verb: str, *arguments: str, key: str | None = None, ends: int = 0
+    ) -> dict[str, Any]:
+        """Run one verb as the user would, and return its JSON summary.
+
+        Args:
+            title: What is said before the command.
+            verb: The verb; `arguments` are its own.
+            key: The step's name in `seconds`, if not the verb.
+            ends: The exit code that the step must end with.
+
+        Raises:
+            StepFailed: it ended otherwise.
+        """
         self.announce(title, shlex.join(["segmill", verb, *arguments]))
         start = time.perf_counter()
         words = [sys.executable, "-m", "jobs", verb, *arguments, "--json"]
         ended = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
-        self.seconds[verb] = round(time.perf_counter() - start, 1)
+        self.seconds[key or verb] = round(time.perf_counter() - start, 1)
         lines = ended.stdout.strip().splitlines()
-        if ended.returncode or not lines:
-            raise StepFailed(f"{self.commands[-1]}: exit code {ended.returncode}, see above")
+        if ended.returncode != ends or not lines:
+            awaited = f" instead of {ends}" if ends else ""
+            raise StepFailed(
+                f"{self.commands[-1]}: exit code {ended.returncode}{awaited}, see above"
+            )
         return dict(json.loads(lines[-1]))
 
 
@@ -83,8 +103,10 @@ def demo(
             source, recipe = _find(Path(data)), "camvid-fpn"
         place = _fresh(Path(out))
         miou = _steps(tour, str(source), place, recipe, minutes)
+        nights = _nights(tour, source, place)
         summary.figures = {
             "miou": miou,
+            "nights": nights,
             "step_seconds": tour.seconds,
             "commands": tour.commands,
         }
@@ -93,6 +115,7 @@ def demo(
             "gallery": str(place / "gallery" / "index.html"),
             "labels": str(place / "labels"),
             "model": str(place / "model"),
+            "nights": str(place / "refresh" / "index.html"),
         }
         if not as_json:
             _tell(summary, tour, time.perf_counter() - started)
@@ -121,6 +144,53 @@ def _steps(tour: _Tour, source: str, place: Path, recipe: str, minutes: float) -
         "Write a page to look at the labels", "gallery", labels, "--out", str(place / "gallery")
     )
     return float(scores["miou"])
+
+
+def _nights(tour: _Tour, source: Path, place: Path) -> list[str]:
+    """Refresh the labels of a bucket over three nights; return what became of each."""
+    bucket, arrived, statuses = place / "bucket", 0, []
+    bucket.mkdir()
+    today = datetime.now(UTC).date()
+    waiting = sorted((source / "test").iterdir())
+    configs = {model: place / f"{model}.yaml" for model in ("refresh", "refresh-untrained")}
+    configs["refresh"].write_text(_config(place, f"run:{place / 'model'}"), encoding="utf-8")
+    configs["refresh-untrained"].write_text(
+        _config(place, "zoo:enet?label_space=camvid-11&seed=3"), encoding="utf-8"
+    )
+    for number, share in enumerate(_ARRIVING, 1):
+        count = max(1, len(waiting) * share // max(len(waiting), sum(_ARRIVING)))
+        for image in waiting[arrived : arrived + count]:
+            shutil.copy(image, bucket / f"street-{image.name}")
+        arrived += count
+        last = number == len(_ARRIVING)
+        config = configs["refresh-untrained" if last else "refresh"]
+        what = "an untrained network must be rejected" if last else "the model labels them"
+        told = tour.run(
+            f"Night {number}: {count} images arrived: {what}",
+            "refresh", str(config), "--night", f"{today - timedelta(days=len(_ARRIVING) - number)}",
+            key=f"night {number}", ends=EXIT_GATE if last else 0,
+        )  # fmt: skip
+        statuses.append(str(told["status"]))
+    return statuses
+
+
+def _config(place: Path, model: str) -> str:
+    """Return the refresh's file: the gate's truth is the test split, which nothing learned from."""
+    import yaml
+
+    return yaml.safe_dump(
+        {
+            "truth": {"store": str(place / "truth"), "held_out": "split = 'test'"},
+            "images": {"source": str(place / "bucket"), "dataset": "streets"},
+            "labels": str(place / "nightly"),
+            "work": str(place / "refresh"),
+            "models": str(place / "models"),
+            "model": model,
+            "label": {"runner": "local"},
+            "drift": {"canary": 0},
+        },
+        sort_keys=False,
+    )
 
 
 def _generate(tour: _Tour, out: Path, images: int) -> Path:
@@ -195,5 +265,7 @@ def _tell(summary: Summary, tour: _Tour, seconds: float) -> None:
     """Print what the tour found and how long each step took."""
     steps = ", ".join(f"{name} {spent:g} s" for name, spent in tour.seconds.items())
     print(f"\nmIoU on test images that training never saw: {summary.figures['miou'] * 100:.1f} %")
+    nights = ", ".join(summary.figures["nights"])
+    print(f"Three nights of refresh: {nights}")
     print(f"{seconds:.0f} s: {steps}")
     print("Look at (open in a browser):")

@@ -143,6 +143,9 @@ def test_the_tour_ends_with_a_score(tmp_path: Path):
     assert 0 <= summary["miou"] <= 1
     assert list(summary["step_seconds"]) == [
         "generate", "ingest", "train", "label", "evaluate", "gallery",
+        "night 1", "night 2", "night 3",
     ]  # fmt: skip
+    assert summary["nights"] == ["published", "published", "rejected"]
+    assert Path(summary["paths"]["nights"]).is_file()
     report = (tmp_path / "tour-001" / "report" / "index.html").read_text(encoding="utf-8")
     assert "<html" in report
