@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -14,9 +14,6 @@ from jobs.demo import _find, _fresh
 from jobs.doctor import _bare, _guarded, _problem
 from pipeline.errors import LayoutError
 from pipeline.streetscenes import write_dataset
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 _HEAVY = "cv2 deltalake pandas pyarrow.dataset ray torch transformers"
 _LOADED = """
@@ -136,7 +133,7 @@ def test_demo_says_which_step_failed(tmp_path: Path):
 
 @pytest.mark.slow
 def test_the_tour_ends_with_a_score(tmp_path: Path):
-    words = ("--out", str(tmp_path), "--minutes", "0.05", "--images", "20", "--json")
+    words = ("--out", str(tmp_path), "--minutes", "0.15", "--images", "30", "--json")
     ended = _segmill("demo", *words)
     assert ended.returncode == 0, ended.stderr
     summary = json.loads(ended.stdout.splitlines()[-1])
