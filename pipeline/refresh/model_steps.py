@@ -284,5 +284,5 @@ def pass_gate(work: Work) -> None:
     why = gates.reasons(night.gate)
     if why:
         work.save()
-        raise Rejected([f"gate: {text}" for text in why])
+        raise Rejected(why)
     work.save(step)

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import http.server
 import json
+import signal
+import subprocess
+import sys
 import threading
+import time
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 
@@ -95,6 +100,66 @@ def test_who_comes_second_says_so_and_exits_0(tmp_path, capsys):
     sink.write("00000001.json", json.dumps(asdict(replace(other, until=1.0))).encode())
     summary, _ = call(capsys, "refresh", world.file(), "--night", "2026-11-01")
     assert summary["status"] == "published"
+
+
+def started(file: Path, night: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "jobs", "refresh", str(file), "--night", night, "--json"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def leased(process: subprocess.Popen[str], leases: Path) -> Path:
+    """Wait until a process holds the lease; return its file."""
+    ends = time.monotonic() + 60
+    while time.monotonic() < ends and process.poll() is None:
+        for path in leases.glob("*.json"):
+            if json.loads(path.read_text())["pid"] == process.pid:
+                return path
+        time.sleep(0.005)
+    raise AssertionError("it never took the lease")
+
+
+def told(process: subprocess.Popen[str]) -> dict:
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    return json.loads(out)
+
+
+def test_two_processes_at_once_and_one_that_is_killed(tmp_path):
+    world = World(tmp_path, GOOD)
+    world.arrive(0, 3)
+    file, leases = world.file(), Path(f"{world.labels}.lease")
+
+    first = started(file, "2026-11-01")
+    leased(first, leases)
+    first.send_signal(signal.SIGSTOP)  # it lives, however fast the second one is
+    second = told(started(file, "2026-11-01"))
+    first.send_signal(signal.SIGCONT)
+    assert second["status"] == "skipped"
+    assert f"process {first.pid}" in second["reason"]
+    assert told(first)["status"] == "published"
+
+    world.arrive(3, 1)
+    killed = started(file, "2026-11-02")
+    left = leased(killed, leases)
+    killed.kill()
+    assert killed.wait(60) == -signal.SIGKILL
+    holder = json.loads(left.read_text())
+    assert holder["until"] > time.time() + 60
+    # Another machine cannot see that the process is dead: the lease holds until it expires.
+    left.write_text(json.dumps(holder | {"host": "far", "until": time.time() + 20}))
+    kept = told(started(file, "2026-11-02"))
+    assert kept["status"] == "skipped"
+    assert "on far" in kept["reason"]
+    left.write_text(json.dumps(holder | {"host": "far", "until": time.time()}))
+    assert told(started(file, "2026-11-02"))["status"] == "published"
+
+    world.arrive(4, 1)
+    killed = started(file, "2026-11-03")
+    leased(killed, leases)
+    killed.kill()
+    killed.wait(60)
+    assert told(started(file, "2026-11-03"))["status"] == "published"  # this one sees it
+    assert len(rows_of(world.store())) == 5
 
 
 def test_a_webhook_that_is_not_there_fails_no_night(tmp_path, capsys):
