@@ -14,6 +14,7 @@ import shlex
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -25,11 +26,12 @@ from jobs.console import EXIT_FAILED, note
 from pipeline.errors import SegmillError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 T = TypeVar("T")
 
 DEFAULT_ADDRESS: Final = "http://127.0.0.1:8265"
+_ADDRESSES: Final = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 CALL_SECONDS: Final = 30.0
 UPLOAD_SECONDS: Final = 300.0
 _POLL_SECONDS: Final = 1.0
@@ -86,12 +88,7 @@ def server_address(address: str | None) -> str:
     >>> server_address("10.0.0.7:8265")
     'http://10.0.0.7:8265'
     """
-    found = (
-        address
-        or os.environ.get("RAY_API_SERVER_ADDRESS")
-        or os.environ.get("RAY_ADDRESS")
-        or DEFAULT_ADDRESS
-    )
+    found = address or next(filter(None, map(os.environ.get, _ADDRESSES)), None) or DEFAULT_ADDRESS
     if found in {"auto", "local"}:
         found = DEFAULT_ADDRESS
     url = found if "://" in found else f"http://{found}"
@@ -127,6 +124,16 @@ class Ended:
     """The JSON summary that the verb printed, where it was asked for one."""
 
 
+@contextmanager
+def _no_other_address() -> Iterator[None]:
+    """Hide the variables that Ray heeds instead of the address that it is given."""
+    kept = {name: os.environ.pop(name, None) for name in _ADDRESSES}
+    try:
+        yield
+    finally:
+        os.environ.update({name: value for name, value in kept.items() if value is not None})
+
+
 class Jobs:
     """The jobs of one cluster."""
 
@@ -140,13 +147,11 @@ class Jobs:
         self.address = address
         self._here: bool | None = None
         set_authentication()
-        # Ray takes these instead of the address that it is given.
-        os.environ.pop("RAY_ADDRESS", None)
-        os.environ["RAY_API_SERVER_ADDRESS"] = address
         _hush()
         from ray.job_submission import JobSubmissionClient
 
-        self._client = self._call(lambda: JobSubmissionClient(address))
+        with _no_other_address():
+            self._client = self._call(lambda: JobSubmissionClient(address))
 
     def _call(self, call: Callable[[], T], seconds: float = CALL_SECONDS) -> T:
         """Return what Ray answers, its errors as ours."""

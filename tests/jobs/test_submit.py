@@ -40,11 +40,16 @@ def test_a_mistake_is_told_before_it_is_sent(capsys):
     assert "--wait" in summary["error"]
 
 
-def test_nobody_there_is_an_error_in_one_line(capsys):
+def test_nobody_there_is_an_error_in_one_line(capsys, monkeypatch):
     where = ("--address", "http://127.0.0.1:9")
+    monkeypatch.setenv("RAY_ADDRESS", "ray://elsewhere:10001")
+    before = dict(os.environ)
     summary, said = call(capsys, "submit", *where, "store", "info", "s3://x/y", code=1)
-    assert "nothing answers" in summary["error"]
+    assert "nothing answers at http://127.0.0.1:9" in summary["error"]
     assert "Traceback" not in said
+    changed = {name for name, value in os.environ.items() if before.get(name) != value}
+    assert changed <= {"RAY_AUTH_MODE"}, "an address that it leaves would steer Ray's own client"
+    assert os.environ["RAY_ADDRESS"] == "ray://elsewhere:10001"
 
 
 def test_secrets_stay_at_home():
